@@ -1,0 +1,331 @@
+"""The nouns of costmodel and its two protocols: the ground floor, standard library only.
+
+Times are microseconds, sizes are bytes, and a name carries its unit. Every noun is frozen; raw samples are
+kept and statistics are derived from them; a failure is a status, not an exception.
+
+    >>> config = Config.of(TILE=64, THREADS=2)
+    >>> config["TILE"], str(config)
+    (64, 'TILE=64,THREADS=2')
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+Scalar = int | float | str | bool
+Params = tuple[tuple[str, Scalar], ...]
+Language = Literal["cpp", "triton", "cuda", "hip", "opencl", "hlo", "operator"]
+Status = Literal["ok", "compile_error", "launch_error", "wrong_result", "timeout", "crash"]
+
+LANGUAGES: tuple[str, ...] = get_args(Language)
+STATUSES: tuple[str, ...] = get_args(Status)
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message says what was got, what was expected and what to do."""
+
+
+def digest(*parts: object) -> str:
+    """A short, stable identity of JSON-able parts (16 hexadecimal digits)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input of a problem."""
+
+    shape: tuple[int, ...]
+    dtype: str  # "f32", "f64", "bf16", "i32", ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is computed, on which sizes. `bytes` is the compulsory traffic: each byte read or written once."""
+
+    op: str
+    inputs: tuple[TensorSpec, ...]
+    params: Params
+    flops: int
+    bytes: int
+
+    def __getitem__(self, name: str) -> Scalar:
+        return dict(self.params)[name]
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={value}" for name, value in self.params)
+
+    @property
+    def dtype(self) -> str:
+        """The type that decides the arithmetic rate: that of the first input."""
+        return self.inputs[0].dtype if self.inputs else "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How it is computed: the exact text that is compiled, and the names and values that may be tuned.
+
+    `source` is None for records that others published; `origin`, `name` and `schema` then stand for it.
+    """
+
+    name: str
+    language: Language
+    source: str | None
+    schema: tuple[tuple[str, tuple[Scalar, ...]], ...] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise UserError(f"got language {self.language!r}, expected one of {', '.join(LANGUAGES)}")
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal text, whatever the kernel is called."""
+        if self.source is not None:
+            return digest(self.language, self.source)
+        return digest(self.language, self.origin, self.name, self.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The tunable choices, in the order of the kernel's schema."""
+
+    params: Params
+
+    @staticmethod
+    def of(**params: Scalar) -> Config:
+        return Config(tuple(params.items()))
+
+    def __getitem__(self, name: str) -> Scalar:
+        for key, value in self.params:
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    def get(self, name: str, default: Scalar) -> Scalar:
+        return dict(self.params).get(name, default)
+
+    def as_dict(self) -> dict[str, Scalar]:
+        return dict(self.params)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={value}" for name, value in self.params)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The thing that has a latency: a kernel, on a problem, with a config."""
+
+    kernel: Kernel
+    problem: Problem
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A data sheet. `num_units` counts SMs, CUs or cores; `peak_tflops` is dense, by "dtype" or "dtype/unit"."""
+
+    name: str
+    kind: Literal["cpu", "gpu", "accelerator"]
+    vendor: str
+    arch: str
+    num_units: int
+    clock_mhz: float
+    peak_tflops: tuple[tuple[str, float], ...]
+    peak_gb_per_s: float
+    l2_bytes: int
+    memory_bytes: int = 0
+    tdp_watts: float = 0.0
+    details: Params = ()  # further numbers of the sheet: l1_bytes, l3_bytes, shared_bytes_per_unit, ...
+
+    @property
+    def identity(self) -> str:
+        """Of the whole sheet: two devices that share an architecture stay apart."""
+        return digest(
+            self.name, self.kind, self.vendor, self.arch, self.num_units, self.clock_mhz, self.peak_tflops,
+            self.peak_gb_per_s, self.l2_bytes, self.memory_bytes, self.tdp_watts, self.details,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a number is taken. Two numbers may meet only if their timings are equal."""
+
+    cache: Literal["cold", "warm"] = "warm"
+    warmup_us: float = 2000.0
+    min_samples: int = 7
+    relative_error: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One variant on one device in one sitting. `samples_us` is non-empty exactly when status is "ok"."""
+
+    variant: Variant
+    device: Device
+    timing: Timing
+    toolchain: tuple[tuple[str, str], ...]
+    status: Status
+    samples_us: tuple[float, ...] = ()
+    error: str = ""
+    counters: tuple[tuple[str, float], ...] = ()
+    collected_at: str = ""  # ISO 8601, UTC
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise UserError(f"got status {self.status!r}, expected one of {', '.join(STATUSES)}")
+        if (self.status == "ok") != bool(self.samples_us):
+            raise UserError(f"got status {self.status!r} with {len(self.samples_us)} samples; only ok has samples")
+
+    @property
+    def latency_us(self) -> float:
+        """The median sample; NaN for a failure."""
+        return statistics.median(self.samples_us) if self.samples_us else float("nan")
+
+    @property
+    def min_us(self) -> float:
+        """The fastest sample; NaN for a failure. On a CPU it repeats better than the median does."""
+        return min(self.samples_us) if self.samples_us else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A variant as text. Source, device and problem are the prefix that all configs of one search share."""
+
+    source: str
+    device: str
+    problem: str
+    config: tuple[str, ...]  # the values in schema order
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A distribution over latency: weights on an ascending support, and the probability of failure.
+
+    `scale_known` is False where only the order of predictions means something (no floor and no probe yet).
+    `trust` and `reason` say whether the kernel is near enough to what the model was trained on.
+    """
+
+    support_us: tuple[float, ...]
+    weights: tuple[float, ...]
+    p_fail: float = 0.0
+    scale_known: bool = True
+    trust: bool = True
+    reason: str = ""
+
+    @property
+    def mean_us(self) -> float:
+        return sum(x * w for x, w in zip(self.support_us, self.weights, strict=True))
+
+    @property
+    def median_us(self) -> float:
+        return self.quantile_us(0.5)
+
+    def quantile_us(self, q: float) -> float:
+        """Inverse CDF, linear between support points; q in [0, 1]."""
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"got q={q}, expected 0 <= q <= 1")
+        below = 0.0
+        for i, weight in enumerate(self.weights):
+            if weight > 0 and below + weight >= q * (1 - 1e-12):
+                inside = min(1.0, max(0.0, (q - below) / weight))
+                left = self.support_us[i] if i == 0 else (self.support_us[i - 1] + self.support_us[i]) / 2
+                last = i == len(self.support_us) - 1
+                right = self.support_us[i] if last else (self.support_us[i] + self.support_us[i + 1]) / 2
+                return left + inside * (right - left)
+            below += weight
+        return self.support_us[-1]
+
+    def probability_below(self, latency_us: float) -> float:
+        return sum(w for x, w in zip(self.support_us, self.weights, strict=True) if x < latency_us)
+
+
+IsValid = Callable[[Config, Problem, Device], bool]
+
+
+def everything_is_valid(config: Config, problem: Problem, device: Device) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """Names, values and the one statement of which combinations make sense."""
+
+    params: tuple[tuple[str, tuple[Scalar, ...]], ...]
+    is_valid: IsValid = everything_is_valid
+
+    @staticmethod
+    def of(is_valid: IsValid = everything_is_valid, **params: Sequence[Scalar]) -> SearchSpace:
+        return SearchSpace(tuple((name, tuple(values)) for name, values in params.items()), is_valid)
+
+    def configs(self, problem: Problem, device: Device) -> Iterator[Config]:
+        """Every valid config, in a fixed order (the last parameter varies fastest)."""
+        names = [name for name, _ in self.params]
+        for values in itertools.product(*(values for _, values in self.params)):
+            config = Config(tuple(zip(names, values, strict=True)))
+            if self.is_valid(config, problem, device):
+                yield config
+
+    def neighbours(self, config: Config, problem: Problem, device: Device) -> Iterator[Config]:
+        """Valid configs that differ in one parameter."""
+        for i, (name, values) in enumerate(self.params):
+            for value in values:
+                if value != config[name]:
+                    other = Config((*config.params[:i], (name, value), *config.params[i + 1 :]))
+                    if self.is_valid(other, problem, device):
+                        yield other
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A tunable kernel with everything that is needed to run and to check it.
+
+    make_problem: sizes by name -> Problem.           make_inputs: (problem, seed) -> arrays.
+    reference: (problem, inputs) -> expected outputs.
+    tolerance: largest error allowed, as a share of the largest expected magnitude (integers must be equal).
+    launch: how a candidate is started where the language has no fixed calling convention (Triton); None for C++.
+    path: what `workloads.load` takes to find it again, as an isolated worker does (FILE, or GENERATOR.py:NUMBER).
+    """
+
+    kernel: Kernel
+    space: SearchSpace
+    default: Config
+    problems: Mapping[str, Problem]
+    make_problem: Callable[..., Problem]
+    make_inputs: Callable[[Problem, int], tuple[Any, ...]]
+    reference: Callable[[Problem, tuple[Any, ...]], tuple[Any, ...]]
+    tolerance: float = 1e-4
+    launch: Callable[..., Any] | None = None
+    path: Path = field(default_factory=Path)
+
+    def variants(self, problem: Problem, device: Device) -> list[Variant]:
+        return [Variant(self.kernel, problem, config) for config in self.space.configs(problem, device)]
+
+
+class Runner(Protocol):
+    """Runs candidates on one device."""
+
+    device: Device
+
+    def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
+        """Same length and order as `variants`. A bad variant is a status, never an exception."""
+        ...
+
+
+class CostModel(Protocol):
+    """Predicts latencies."""
+
+    def predict(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
+        """Same length and order as `variants`; equal inputs give equal predictions."""
+        ...
+
+    def update(self, measurements: Sequence[Measurement]) -> None:
+        """Take in measurements, failures among them."""
+        ...
