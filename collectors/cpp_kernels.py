@@ -1,0 +1,231 @@
+"""C++/OpenMP kernels measured on this machine's CPU: compiled by the system's compiler, run in isolation.
+
+    request = CollectRequest(workloads=(load("matmul"),), configs_per_kernel=100)
+    for measurement in collect(request):
+        ...
+    with runner(workloads=[load("matmul")]) as cpu:
+        cpu.measure(variants)
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from costmodel.devices import detect
+from costmodel.measure import sentinel
+from costmodel.measure.blocks import BLOCK_SIZE, plan, suspicious, take_block, with_counter
+from costmodel.measure.compiling import Build, CompilePool, default_cache, find_compiler
+from costmodel.measure.isolation import Isolated
+from costmodel.measure.protocol import Outcome, Task
+from costmodel.records import Config, Device, Kernel, Measurement, Timing, UserError, Variant, Workload
+
+COMPILE_TIMEOUT_S = 60.0
+MEMORY_BYTES = 2 << 30
+EVICT_BYTES = 64 << 20
+CHUNK_BLOCKS = 25
+SENTINEL_SITTINGS = 3
+
+
+def threads_of(variant: Variant) -> int:
+    return int(variant.config.get("THREADS", 1))
+
+
+class CppRunner:
+    """A Runner (see records) for the C++ workloads it is given; a context manager.
+
+    One-thread variants run on core `pin` (the last one allowed, unless given), others on every allowed core.
+    """
+
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        *,
+        device: Device | None = None,
+        timing: Timing = Timing(),
+        jobs: int | None = None,
+        timeout_s: float = 10.0,
+        pin: int | None = None,
+        cache: Path | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+        seed: int = 0,
+    ) -> None:
+        self.device = device or detect("cpu")
+        self.timing, self.timeout_s, self.memory_bytes, self.seed = timing, timeout_s, memory_bytes, seed
+        self.cores = tuple(sorted(os.sched_getaffinity(0)))
+        self.pin = self.cores[-1] if pin is None else pin
+        if self.pin not in self.cores:
+            raise UserError(f"got pin={pin}, expected one of the cores {', '.join(map(str, self.cores))}")
+        if jobs is not None and jobs < 1:
+            raise UserError(f"got jobs={jobs}, expected 1 or more compile processes")
+        self.paths: dict[Kernel, str] = {workload.kernel: str(workload.path) for workload in workloads}
+        self.compiler = find_compiler()
+        self.worker = Isolated()
+        self.pool = CompilePool(
+            self.compiler, cache or default_cache(), cores=self.cores, jobs=jobs, timeout_s=COMPILE_TIMEOUT_S
+        )
+
+    def __enter__(self) -> CppRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker and the compile processes."""
+        self.worker.close()
+        self.pool.close()
+
+    def compile(self, variants: Sequence[Variant]) -> list[Build]:
+        """Compile what is not in the cache yet, in parallel. Same length and order as `variants`."""
+        return self.pool.compile([(variant.kernel.source or "", variant.config) for variant in variants])
+
+    def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
+        """Compile all, then run one after the other. Same length and order; a bad variant is a status."""
+        builds = self.compile(variants)
+        return [self._measure(variant, build) for variant, build in zip(variants, builds, strict=True)]
+
+    def sentinel_us(self, threads: int) -> float:
+        """The sentinel's time now: the fastest sample of a few sittings."""
+        workload = sentinel.WORKLOAD
+        variant = Variant(workload.kernel, workload.problems["only"], Config.of(THREADS=threads))
+        self.paths[workload.kernel] = str(workload.path)
+        taken = self.measure([variant] * SENTINEL_SITTINGS)
+        times = [measurement.min_us for measurement in taken if measurement.status == "ok"]
+        if not times:
+            raise UserError(f"the sentinel kernel does not run here ({taken[0].error}); check the compiler {self.compiler.label}")
+        return min(times)
+
+    def _measure(self, variant: Variant, build: Build) -> Measurement:
+        path = self.paths.get(variant.kernel)
+        if path is None:
+            outcome = Outcome("launch_error", error=f"no workload given for kernel {variant.kernel.name!r}")
+        elif build.library is None:
+            outcome = Outcome("compile_error", error=build.error)
+        else:
+            outcome = self.worker.run(self._task(variant, path, build.library))
+        return Measurement(
+            variant=variant,
+            device=self.device,
+            timing=self.timing,
+            toolchain=self.compiler.toolchain,
+            status=outcome.status,
+            samples_us=outcome.samples_us,
+            error=outcome.error,
+            counters=outcome.counters,
+            collected_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    def _task(self, variant: Variant, path: str, library: Path) -> Task:
+        return Task(
+            workload=path,
+            problem=variant.problem.params,
+            library=str(library),
+            cores=(self.pin,) if threads_of(variant) == 1 else self.cores,
+            timing=self.timing,
+            timeout_s=self.timeout_s,
+            memory_bytes=self.memory_bytes,
+            seed=self.seed,
+            evict_bytes=max(EVICT_BYTES, 4 * self.device.l2_bytes),
+        )
+
+
+def runner(device: Device | None = None, *, workloads: Sequence[Workload], **options: object) -> CppRunner:
+    """A CppRunner on this machine's CPU for the given workloads; options as of CppRunner."""
+    return CppRunner(workloads, device=device, **options)
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """What to measure. `configs_per_kernel` None takes the whole space; else a seeded sample with the default in it.
+
+    `problems` None takes every listed problem; else those of these names, where a workload lists them.
+    `skip` holds (variant, pass) pairs that need no measuring (see `already`). `budget_s` stops between blocks.
+    """
+
+    workloads: tuple[Workload, ...]
+    configs_per_kernel: int | None = None
+    problems: tuple[str, ...] | None = None
+    passes: int = 2
+    seed: int = 0
+    timing: Timing = field(default_factory=Timing)
+    budget_s: float | None = None
+    skip: Container[tuple[Variant, int]] = frozenset()
+    jobs: int | None = None
+    pin: int | None = None
+    timeout_s: float = 10.0
+    device: Device | None = None
+    cache: Path | None = None
+
+
+def already(measurements: Iterable[Measurement]) -> frozenset[tuple[Variant, int]]:
+    """The (variant, pass) pairs of stored measurements, for CollectRequest.skip. Select device and timing beforehand."""
+    return frozenset((m.variant, int(dict(m.counters).get("pass", 0))) for m in measurements)
+
+
+def choose(request: CollectRequest, device: Device) -> list[Variant]:
+    """The variants of a request: per kernel one seeded sample of configs, on every problem where each is valid."""
+    variants: list[Variant] = []
+    for workload in request.workloads:
+        problems = [p for name, p in workload.problems.items() if request.problems is None or name in request.problems]
+        valid = {problem: set(workload.space.configs(problem, device)) for problem in problems}
+        union = list(dict.fromkeys(c for problem in problems for c in workload.space.configs(problem, device)))
+        count = request.configs_per_kernel
+        if count is not None and count < len(union):
+            chosen = set(random.Random(f"{request.seed}:{workload.kernel.identity}").sample(union, count - 1))
+            chosen.add(workload.default)
+            union = [config for config in union if config in chosen]
+        variants += [Variant(workload.kernel, p, config) for p in problems for config in union if config in valid[p]]
+    return variants
+
+
+def collect(request: CollectRequest) -> Iterator[Measurement]:
+    """Measure a request in shuffled passes, yielding block by block; each measurement's pass is counter "pass".
+
+    The first pass compiles a chunk of blocks, then times it. A failure is measured once. Where the passes of a variant
+    disagree by more than a tenth, one more sitting is taken at the end.
+    """
+    with CppRunner(
+        request.workloads, device=request.device, timing=request.timing, jobs=request.jobs, pin=request.pin,
+        timeout_s=request.timeout_s, cache=request.cache, seed=request.seed,
+    ) as cpu:  # fmt: skip
+        yield from _Collection(request, cpu).run()
+
+
+class _Collection:
+    """The state of one `collect`."""
+
+    def __init__(self, request: CollectRequest, cpu: CppRunner) -> None:
+        self.request, self.cpu = request, cpu
+        self.deadline = None if request.budget_s is None else time.monotonic() + request.budget_s
+        self.minima_us: dict[Variant, list[float]] = {}
+        self.failed: set[Variant] = set()
+
+    def run(self) -> Iterator[Measurement]:
+        variants = choose(self.request, self.cpu.device)
+        for number in range(self.request.passes):
+            yield from self.one_pass(variants, number)
+        doubtful = [variant for variant, minima in self.minima_us.items() if suspicious(minima)]
+        yield from self.one_pass(doubtful, self.request.passes)
+
+    def one_pass(self, variants: Sequence[Variant], number: int) -> Iterator[Measurement]:
+        left = [v for v in variants if v not in self.failed and (v, number) not in self.request.skip]
+        blocks = plan(left, seed=self.request.seed + number, exclusive=lambda variant: threads_of(variant) > 1)
+        for i, block in enumerate(blocks):
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                return
+            if i % CHUNK_BLOCKS == 0:
+                self.cpu.compile([variant for later in blocks[i : i + CHUNK_BLOCKS] for variant in later])
+            threads = min(2, max(map(threads_of, block)))
+            taken = take_block(block, measure=self.cpu.measure, sentinel_us=lambda t=threads: self.cpu.sentinel_us(t))
+            for measurement in taken:
+                if measurement.status == "ok":
+                    self.minima_us.setdefault(measurement.variant, []).append(measurement.min_us)
+                else:
+                    self.failed.add(measurement.variant)
+                yield with_counter(measurement, "pass", number)

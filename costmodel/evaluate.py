@@ -1,0 +1,106 @@
+"""How good predictions are: rank correlation inside a space, errors with and without a scale, top-k, coverage.
+
+A space is one kernel source on one problem and device. Rank figures are taken inside each space and averaged; error and
+coverage figures are taken over its rows and averaged likewise, so a large space does not drown a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from costmodel import stats
+from costmodel.records import CostModel, Measurement, Prediction, UserError
+
+By = Literal["kernel", "problem", "device", "space"]
+MIN_SPACE = 8  # rank correlation of fewer points says nothing
+
+_KEYS: dict[str, Callable[[Measurement], str]] = {
+    "kernel": lambda m: m.variant.kernel.name,
+    "problem": lambda m: f"{m.variant.problem.op} {m.variant.problem}",
+    "device": lambda m: m.device.name,
+    "space": lambda m: f"{m.variant.kernel.name} {m.variant.problem} {m.device.name}",
+}
+
+
+def predict_all(model: CostModel, measurements: Sequence[Measurement]) -> list[Prediction]:
+    """Predictions in the order of the measurements, asked device by device."""
+    answers: dict[int, Prediction] = {}
+    for device in dict.fromkeys(m.device for m in measurements):
+        mine = [i for i, m in enumerate(measurements) if m.device == device]
+        predictions = model.predict([measurements[i].variant for i in mine], device)
+        answers.update(zip(mine, predictions, strict=True))
+    return [answers[i] for i in range(len(measurements))]
+
+
+def average(members: Sequence[Sequence[Prediction]]) -> np.ndarray:
+    """Geometric mean of the members' medians, in microseconds: how several models rank as one."""
+    return 2.0 ** np.log2([[p.median_us for p in member] for member in members]).mean(axis=0)
+
+
+def evaluate(
+    measurements: Sequence[Measurement], predictions: Sequence[Prediction], *, by: By = "kernel"
+) -> pd.DataFrame:
+    """One row a group, and the mean over groups last; failures are left out. Errors are fractions, not per cent.
+
+    top1 and top10: the optimum over the best true latency among the 1 and 10 predicted fastest, 1 is perfect.
+    """
+    medians = np.array([p.median_us for p in predictions])
+    intervals = [(p.quantile_us(0.05), p.quantile_us(0.95)) for p in predictions]
+    return evaluate_points(measurements, medians, intervals, by=by)
+
+
+def evaluate_points(
+    measurements: Sequence[Measurement],
+    predicted_us: np.ndarray,
+    intervals_us: Sequence[tuple[float, float]] | None = None,
+    *,
+    by: By = "kernel",
+) -> pd.DataFrame:
+    """As `evaluate`, from point predictions; without intervals there is no coverage."""
+    if by not in _KEYS:
+        raise UserError(f"got by={by!r}, expected one of {', '.join(_KEYS)}")
+    table = pd.DataFrame(
+        {
+            "group": [_KEYS[by](m) for m in measurements],
+            "space": [(m.variant.kernel.identity, m.variant.problem, m.device.identity) for m in measurements],
+            "true": [m.latency_us for m in measurements],
+            "predicted": predicted_us,
+            "low": [low for low, _ in intervals_us] if intervals_us is not None else np.nan,
+            "high": [high for _, high in intervals_us] if intervals_us is not None else np.nan,
+        }
+    )
+    table = table[np.isfinite(table["true"])]
+    per_space = [
+        {"group": group, **_space_row(rows)}
+        for (group, _), rows in table.groupby(["group", "space"], sort=False)
+        if len(rows) >= MIN_SPACE
+    ]
+    if not per_space:
+        raise UserError(f"got no space with {MIN_SPACE} measured configs; collect more configs per problem")
+    frame = pd.DataFrame(per_space)
+    counts = frame.groupby("group", sort=True)["n"].sum()
+    means = frame.drop(columns="n").groupby("group", sort=True).mean()
+    means.insert(0, "n", counts)
+    means.loc["mean"] = means.mean()
+    means.loc["mean", "n"] = counts.sum()
+    return means.reset_index().astype({"n": int})
+
+
+def _space_row(rows: pd.DataFrame) -> dict[str, float]:
+    true, predicted = rows["true"].to_numpy(), rows["predicted"].to_numpy()
+    inside = (rows["low"] <= rows["true"]) & (rows["true"] <= rows["high"])
+    return {
+        "n": len(rows),
+        "spearman": stats.spearman(true, predicted),
+        "kendall": stats.kendall(true, predicted),
+        "mape": stats.mape(true, predicted),
+        "median_ape": stats.median_ape(true, predicted),
+        "mape_scaled": stats.mape_scaled(true, predicted),
+        "top1": 1 / stats.top_k_slowdown(true, predicted, 1),
+        "top10": 1 / stats.top_k_slowdown(true, predicted, 10),
+        "coverage90": float(inside.mean()) if rows["low"].notna().all() else float("nan"),
+    }

@@ -1,0 +1,1 @@
+"""How a number is taken: isolated processes, a stop rule, shuffled blocks with a sentinel."""

@@ -1,0 +1,158 @@
+"""From logits to distributions over z = log2 slowdown: exact where that is possible, by given uniforms elsewhere.
+
+A log grid needs one softmax. Digits need a tree of decoder calls: a node is a string of number tokens, its keys and
+values are shared with its parent, and only distinct nodes are run. `sample` walks the tree by inverse CDF with given
+uniforms; `enumerate_leaves` expands every node whose mass matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from costmodel.model.decoder import Branches, PrefixCache, branch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """M distributions over z. Row sums of `weights` are 1: they are conditional on success.
+
+    support, weights (M, S) with ascending support; p_fail (M,). Spare columns carry weight 0.
+    """
+
+    support: Tensor
+    weights: Tensor
+    p_fail: Tensor
+
+    def mean(self) -> Tensor:
+        """The exact expectation of z (M,)."""
+        return (self.support * self.weights).sum(-1)
+
+    def quantile(self, q: float) -> Tensor:
+        """Inverse CDF (M,), linear between the midpoints of the support; q in [0, 1]."""
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"got q={q}, expected 0 <= q <= 1")
+        middles = (self.support[:, 1:] + self.support[:, :-1]) / 2
+        edges = torch.cat([self.support[:, :1], middles, self.support[:, -1:]], -1)
+        cdf = self.weights.cumsum(-1)
+        at = (cdf < min(q, 1 - 1e-12) * cdf[:, -1:]).sum(-1, keepdim=True).clamp_max(cdf.shape[1] - 1)
+        weight = self.weights.gather(1, at)
+        inside = ((q * cdf[:, -1:] - cdf.gather(1, at) + weight) / weight.clamp_min(1e-300)).clamp(0, 1)
+        return edges.gather(1, at).lerp(edges.gather(1, at + 1), inside)[:, 0]
+
+
+def from_grid(logits: Tensor, centres: Tensor) -> Distribution:
+    """logits (M, bins + 1), the last for the failed token; centres (bins,) ascending."""
+    logits = logits.double()
+    weights = logits[:, :-1].softmax(-1)
+    p_fail = logits.softmax(-1)[:, -1]
+    return Distribution(centres.double().expand(len(logits), -1), weights, p_fail)
+
+
+def mixture(members: Sequence[Distribution]) -> Distribution:
+    """The average of an ensemble: each member weighs by the probability it gives to success."""
+    p_fail = torch.stack([m.p_fail for m in members]).mean(0)
+    shares = torch.stack([1 - m.p_fail for m in members]).clamp_min(1e-12)
+    shares = (shares / shares.sum(0))[..., None]  # (members, M, 1)
+    first = members[0].support
+    if all(m.support.shape == first.shape and torch.equal(m.support, first) for m in members):
+        weights = sum((share * m.weights for share, m in zip(shares, members, strict=True)), torch.zeros_like(first))
+        return Distribution(first, weights, p_fail)
+    support = torch.cat([m.support for m in members], -1)
+    weights = torch.cat([share * m.weights for share, m in zip(shares, members, strict=True)], -1)
+    support, order = support.sort(-1)
+    return Distribution(support, weights.gather(1, order), p_fail)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """N strings of number tokens of one length, and what may follow each.
+
+    probabilities (N, V), 0 where the grammar forbids; state (N,) of the grammar, from which `next_state` goes on.
+    """
+
+    origin: PrefixCache | Branches
+    probabilities: Tensor
+    state: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumberWriter:
+    """A backbone that writes number tokens: their embeddings (V, D), the grammar, and how probabilities are read.
+
+    read: (hidden (N, D), state (N,)) -> probabilities (N, V). next_state: int64 (states, V).
+    """
+
+    backbone: PreTrainedModel
+    embeddings: Tensor
+    next_state: Tensor
+    num_tokens: int
+    read: Callable[[Tensor, Tensor], Tensor]
+
+    def grow(self, level: Level, parents: Tensor, tokens: Tensor) -> Level:
+        """One decoder call for N new strings: string i is parents[i] of `level` followed by tokens[i]."""
+        branches, hidden = branch(self.backbone, level.origin, parents, self.embeddings[tokens])
+        state = self.next_state[level.state[parents], tokens]
+        return Level(branches, self.read(hidden, state), state)
+
+
+def pick(probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse CDF: probabilities (S, V), uniforms (S,) in [0, 1) -> tokens (S,) and the uniforms left over (S,).
+
+    What is left over is again uniform, so one number decodes a whole string (arithmetic decoding; Vilnis et al., 2023).
+    """
+    cdf = probabilities.double().cumsum(-1)
+    cdf = cdf / cdf[:, -1:]
+    tokens = torch.searchsorted(cdf, uniforms[:, None], right=True).clamp_max(cdf.shape[1] - 1)
+    low = torch.where(tokens > 0, cdf.gather(1, (tokens - 1).clamp_min(0)), 0.0)
+    width = cdf.gather(1, tokens) - low
+    left = ((uniforms[:, None] - low) / width.clamp_min(1e-300)).clamp(0, 1 - 1e-12)
+    return tokens[:, 0], left[:, 0]
+
+
+def sample(writer: NumberWriter, root: Level, uniforms: Tensor) -> Tensor:
+    """uniforms (S,) float64 in [0, 1) -> S strings (S, num_tokens). Equal beginnings are run once."""
+    node = torch.zeros(len(uniforms), dtype=torch.long)
+    level, strings = root, []
+    for position in range(writer.num_tokens):
+        tokens, uniforms = pick(level.probabilities[node], uniforms)
+        strings.append(tokens)
+        if position + 1 < writer.num_tokens:
+            vocabulary = level.probabilities.shape[1]
+            distinct, node = torch.unique(node * vocabulary + tokens, return_inverse=True)
+            level = writer.grow(level, distinct // vocabulary, distinct % vocabulary)
+    return torch.stack(strings, -1)
+
+
+def enumerate_strings(
+    writer: NumberWriter, root: Level, *, missing_mass: float = 1e-3, branch_mass: float = 2e-3
+) -> tuple[Tensor, Tensor]:
+    """The strings that matter: tokens (N, num_tokens) and probabilities (N,), whose sum is at least 1 - missing_mass.
+
+    At each token the lightest strings are dropped while they stay within their share of `missing_mass`. Strings
+    lighter than `branch_mass` no longer fork but take their likeliest token, so their value is off by what their
+    later digits would say. The last token always forks: that needs no decoder call. With both at 0 nothing is left
+    out or rounded.
+    """
+    level, strings = root, torch.zeros(1, 0, dtype=torch.long)
+    mass = torch.ones(1, dtype=torch.float64)
+    for position in range(writer.num_tokens):
+        last = position + 1 == writer.num_tokens
+        p = level.probabilities.double()
+        if not last:
+            likeliest = torch.zeros_like(p).scatter(1, p.argmax(-1, keepdim=True), 1.0)
+            p = torch.where(mass[:, None] < branch_mass, likeliest, p)
+        children = (mass[:, None] * p).flatten()
+        heaviest, order = children.sort(descending=True)
+        spare = heaviest.flip(0).cumsum(0).flip(0)  # the mass from here on
+        kept = (heaviest > 0) & (spare > missing_mass / writer.num_tokens)
+        chosen = order[kept].sort().values
+        parents, tokens = chosen // p.shape[1], chosen % p.shape[1]
+        strings, mass = torch.cat([strings[parents], tokens[:, None]], -1), children[chosen]
+        if not last:
+            level = writer.grow(level, parents, tokens)
+    return strings, mass

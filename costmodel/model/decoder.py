@@ -1,0 +1,183 @@
+"""The backbone: a causal language model of transformers that encodes one prefix once for many suffixes.
+
+A small Llama by default; any causal LM of transformers, or its folder, can take its place. Llama- and Qwen-shaped
+models run suffixes under two-part attention (`two_part.py`); every other model gets the prefix through
+`past_key_values`, copied per row: the same numbers, without the speed.
+
+    >>> backbone = build(small_config(512), seed=0)
+    >>> prefix = encode_prefix(backbone, torch.arange(100))
+    >>> hidden = encode_suffixes(backbone, prefix, *pad([[1, 2, 3], [4, 5]]))
+    >>> hidden.shape
+    torch.Size([2, 96])
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from costmodel.model.two_part import NAME as TWO_PART
+from costmodel.records import UserError
+
+# attention in these passes unknown keywords through and is plain causal, so two-part attention is exact in them
+TWO_PART_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixCache:
+    """Keys and values of one prefix in every layer, each (1, key heads, length, head width), with their gradient."""
+
+    cache: DynamicCache
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branches:
+    """Continuations of one prefix, all of one length. `cache` holds their own keys; in a model without two-part
+    attention it holds the prefix's as well."""
+
+    prefix: PrefixCache
+    cache: DynamicCache
+    length: int
+
+
+def small_config(
+    vocab_size: int, *, hidden_size: int = 96, layers: int = 3, heads: int = 4, max_positions: int = 8192
+) -> LlamaConfig:
+    """A Llama with RoPE, RMS norm, gated MLP (8/3 of the width, in steps of 32) and tied embeddings."""
+    if hidden_size % (2 * heads):
+        raise UserError(f"got hidden_size={hidden_size} and heads={heads}, expected a multiple of {2 * heads}")
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=-(-8 * hidden_size // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def build(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A model with random weights; equal seeds give equal weights. Leaves the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return prepare(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+def load(folder: str | Path) -> PreTrainedModel:
+    """The causal LM in a folder of the Hugging Face form, in float32."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"got {folder}, which holds no config.json, expected a folder that save_pretrained wrote")
+    return prepare(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Switches two-part attention on where it is exact. Any causal LM of transformers may be given."""
+    config = model.config
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if config.model_type in TWO_PART_FAMILIES and not windowed:
+        model.set_attn_implementation(TWO_PART)
+    return model
+
+
+def is_two_part(backbone: PreTrainedModel) -> bool:
+    return backbone.config._attn_implementation == TWO_PART
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token rows of M different lengths -> ids (M, L), padded on the right with 0, and lengths (M,)."""
+    if not rows or not all(len(row) for row in rows):
+        raise UserError("got an empty row of tokens, expected at least one token in each")
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.tensor([token for row in rows for token in row])
+    return ids, lengths
+
+
+def encode_prefix(backbone: PreTrainedModel, prefix_ids: Tensor, *, after: PrefixCache | None = None) -> PrefixCache:
+    """prefix_ids (P,) -> the prefix, ready for any number of suffixes.
+
+    `after` is the encoding of what stands before these tokens: the source, say, when many problems share it.
+    """
+    return extend(backbone, after, prefix_ids)[0]
+
+
+def extend(backbone: PreTrainedModel, prefix: PrefixCache | None, ids: Tensor) -> tuple[PrefixCache, Tensor]:
+    """A prefix (None: the empty one) continued by ids (L,): the longer prefix, and its last hidden state (D,)."""
+    cache = _copy(prefix.cache) if prefix else DynamicCache(config=backbone.config)
+    states = _run(backbone, input_ids=ids[None], past_key_values=cache, use_cache=True)
+    return PrefixCache(cache, (prefix.length if prefix else 0) + len(ids)), states[0, -1]
+
+
+def encode_suffixes(backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor) -> Tensor:
+    """suffix_ids (M, L), padded on the right, lengths (M,) -> the state at the last real token of each (M, D).
+
+    No mask is needed for the padding: attention is causal, and what follows the last real token is not read.
+    """
+    states = suffix_states(backbone, prefix, backbone.get_input_embeddings()(suffix_ids))
+    return states[torch.arange(len(states), device=states.device), lengths.to(states.device) - 1]
+
+
+def suffix_states(backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor) -> Tensor:
+    """embeddings (M, L, D) of M suffixes of one prefix -> last hidden states (M, L, D)."""
+    if is_two_part(backbone):
+        return _run_on_prefix(backbone, prefix, embeddings, None, 0)
+    cache = _copy(prefix.cache)
+    cache.batch_repeat_interleave(len(embeddings))
+    return _run(backbone, inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+
+
+def branch(
+    backbone: PreTrainedModel, origin: PrefixCache | Branches, parents: Tensor, embeddings: Tensor
+) -> tuple[Branches, Tensor]:
+    """Grows N branches by one token each: branch i continues parents[i] of `origin` with embeddings[i].
+
+    parents (N,) indexes the branches of `origin` (zeros where it is a prefix); embeddings (N, D).
+    Returns the new branches and their last hidden states (N, D).
+    """
+    start = Branches(origin, DynamicCache(), 0) if isinstance(origin, PrefixCache) else origin
+    prefix, length = start.prefix, start.length
+    cache = _copy(prefix.cache if length == 0 and not is_two_part(backbone) else start.cache)
+    cache.batch_select_indices(parents)
+    if is_two_part(backbone):
+        states = _run_on_prefix(backbone, prefix, embeddings[:, None], cache, length)
+    else:
+        states = _run(backbone, inputs_embeds=embeddings[:, None], past_key_values=cache, use_cache=True)
+    return Branches(prefix, cache, length + 1), states[:, 0]
+
+
+def _run_on_prefix(
+    backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, own: DynamicCache | None, own_length: int
+) -> Tensor:
+    length = embeddings.shape[1]
+    start = prefix.length + own_length
+    positions = torch.arange(start, start + length, device=embeddings.device)[None]
+    # a 4-D mask is passed through as it stands; two_part_attention needs none, transformers would build a large one
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
+    return _run(
+        backbone, inputs_embeds=embeddings, position_ids=positions, attention_mask=unused, past_key_values=own,
+        use_cache=own is not None, prefix=prefix.cache,
+    )  # fmt: skip
+
+
+def _run(backbone: PreTrainedModel, **inputs: Any) -> Tensor:
+    return backbone.base_model(**inputs).last_hidden_state
+
+
+def _copy(cache: DynamicCache) -> DynamicCache:
+    """Its own layers over the same tensors: appending to the copy leaves the original as it was."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin

@@ -1,0 +1,230 @@
+"""Numeric heads: what turns hidden states into a distribution over z = log2(latency / reference).
+
+Both heads answer `loss(backbone, prefix, suffix_ids, lengths, targets)` and `distribution(backbone, prefix,
+suffix_ids, lengths)`. `GridHead` reads one token off a log grid; `DigitHead` writes a number digit by digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from costmodel.model import decode
+from costmodel.model.decoder import PrefixCache, encode_suffixes, extend, suffix_states
+from costmodel.tokens import LogGrid, NumberCodec
+
+RANK_WEIGHT = 0.5
+RANK_TEMPERATURE = 0.25  # log2 units
+RANK_MARGIN = 0.02  # pairs closer than this are ties
+RANK_BEST_SHARE, RANK_BEST_WEIGHT = 0.2, 3.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """What M suffixes of one prefix came to: z (M,) in log2 units (ignored where failed), failed (M,) bool.
+
+    rank_only (M,) bool marks rows gathered by a search, a biased sample: they teach the order and nothing else.
+    """
+
+    z: Tensor
+    failed: Tensor
+    rank_only: Tensor
+
+
+Parts = dict[str, Tensor]  # the terms of a loss, detached, for the log
+
+
+def hl_gauss(z: Tensor, edges: Tensor, sigma: float) -> Tensor:
+    """A Gaussian around each z (M,), integrated over the bins between `edges` (B + 1,) -> (M, B), rows sum to 1.
+
+    After Imani and White (2018) and Farebrother et al. (2024). z outside the edges counts as the nearest edge.
+    """
+    z = z.clamp(edges[0], edges[-1])
+    cdf = torch.special.erf((edges - z[:, None]) / (sigma * 2**0.5))
+    return cdf.diff(dim=-1) / (cdf[:, -1:] - cdf[:, :1])
+
+
+def rank_loss(predicted: Tensor, z: Tensor) -> Tensor:
+    """Pairwise logistic loss on differences of `predicted` (M,) within a group; 0 where no pair differs.
+
+    Pairs within RANK_MARGIN are left out; a pair with one of the group's best 20 % weighs three times.
+    """
+    if len(z) < 2:
+        return predicted.sum() * 0
+    gap = z[:, None] - z[None, :]
+    best = z <= torch.quantile(z, RANK_BEST_SHARE)
+    weights = torch.where(best[:, None] | best[None, :], RANK_BEST_WEIGHT, 1.0) * (gap > RANK_MARGIN)
+    losses = F.softplus((predicted[None, :] - predicted[:, None]) / RANK_TEMPERATURE)
+    return (weights * losses).sum() / weights.sum().clamp_min(1e-9)
+
+
+class GridHead(nn.Module):
+    """One categorical token over a log grid, and a failed token.
+
+    Loss: cross-entropy with HL-Gauss targets (sigma 2 bins) + RAFT, the squared error of the expectation over `z_var`
+    (Lukasik et al., 2025) + 0.5 pairwise rank loss. Failures enter the cross-entropy only.
+    """
+
+    def __init__(self, hidden_size: int, grid: LogGrid, *, z_var: float = 1.0, sigma_bins: float = 2.0) -> None:
+        super().__init__()
+        centres = torch.as_tensor(grid.centres, dtype=torch.float32)
+        self.grid, self.z_var, self.sigma = grid, z_var, sigma_bins * grid.width
+        self.readout = nn.Linear(hidden_size, grid.bins + 1)
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("edges", torch.as_tensor(grid.edges, dtype=torch.float32), persistent=False)
+        self.centres: Tensor
+        self.edges: Tensor
+
+    def loss(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, targets: Targets
+    ) -> tuple[Tensor, Parts]:
+        return self.loss_of(encode_suffixes(backbone, prefix, suffix_ids, lengths), targets)
+
+    def distribution(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor
+    ) -> decode.Distribution:
+        return self.distribution_of(encode_suffixes(backbone, prefix, suffix_ids, lengths))
+
+    def loss_of(self, hidden: Tensor, targets: Targets) -> tuple[Tensor, Parts]:
+        """hidden (M, D) -> the loss and its terms: "ce", "raft", "rank"."""
+        logits = self.readout(hidden).float()
+        z, ok, taught = targets.z.float(), ~targets.failed, ~targets.rank_only
+        expected = logits[:, :-1].softmax(-1) @ self.centres
+        wanted = torch.zeros_like(logits)
+        wanted[ok, :-1] = hl_gauss(z[ok], self.edges, self.sigma)
+        wanted[~ok, -1] = 1.0
+        ce = _mean(-(wanted * logits.log_softmax(-1)).sum(-1)[taught])
+        regressed = ok & taught  # chosen before the difference: z may be NaN where failed, and 0 * NaN is NaN backward
+        raft = _mean((expected[regressed] - z[regressed]).square()) / self.z_var
+        rank = rank_loss(expected[ok], z[ok])
+        parts = {"ce": ce.detach(), "raft": raft.detach(), "rank": rank.detach()}
+        return ce + raft + RANK_WEIGHT * rank, parts
+
+    def distribution_of(self, hidden: Tensor) -> decode.Distribution:
+        """hidden (M, D) -> exact distributions."""
+        return decode.from_grid(self.readout(hidden), self.centres)
+
+
+class DigitHead(nn.Module):
+    """The slowdown 2**z written as number tokens by the same backbone, after the suffix, under the codec's grammar.
+
+    The number tokens have embeddings of their own, tied to the readout, so the text vocabulary stays as it is.
+    """
+
+    def __init__(self, hidden_size: int, codec: NumberCodec) -> None:
+        super().__init__()
+        self.codec = codec
+        self.tokens = nn.Embedding(len(codec.vocabulary), hidden_size)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        legal = torch.as_tensor(codec.mask).clone()
+        for impossible in (-1.0, 0.0):  # a slowdown is positive: close the way to other numbers where it leaves
+            state = 0
+            for token, other in zip(codec.encode(1.0), codec.encode(impossible), strict=True):
+                if token != other:
+                    legal[state, other] = False
+                    break
+                state = int(codec.next_state[state, token])
+        self.register_buffer("legal", legal, persistent=False)
+        self.register_buffer("next_state", torch.as_tensor(codec.next_state), persistent=False)
+        self.legal: Tensor
+        self.next_state: Tensor
+
+    def loss(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, targets: Targets
+    ) -> tuple[Tensor, Parts]:
+        """Cross-entropy of the number strings, failures among them; rows marked rank_only are left out."""
+        taught = ~targets.rank_only
+        if not taught.any():
+            return self.tokens.weight.sum() * 0, {}
+        strings, states = self._strings(targets.z[taught], targets.failed[taught])
+        hidden = self._hidden(backbone, prefix, suffix_ids[taught], lengths[taught], strings)
+        logits = (hidden @ self.tokens.weight.t()).float().masked_fill(~self.legal[states], float("-inf"))
+        ce = F.cross_entropy(logits.flatten(0, 1), strings.flatten(), reduction="sum") / len(strings)
+        return ce, {"ce": ce.detach()}
+
+    def distribution(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor
+    ) -> decode.Distribution:
+        """By expanding the tree of strings (`decode.enumerate_strings`); what is left out is shared in proportion."""
+        writer, rows = self._writer(backbone), []
+        for ids, length in zip(suffix_ids, lengths.tolist(), strict=True):
+            root, p_fail = self._root(backbone, prefix, ids[:length])
+            strings, mass = decode.enumerate_strings(writer, root)
+            rows.append((self._values(strings), mass / mass.sum(), p_fail))
+        return _stack(rows)
+
+    def sample(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """uniforms (M, S) float64 in [0, 1) -> samples of z given success (M, S)."""
+        writer, rows = self._writer(backbone), []
+        for ids, length, u in zip(suffix_ids, lengths.tolist(), uniforms, strict=True):
+            root, _ = self._root(backbone, prefix, ids[:length])
+            rows.append(self._values(decode.sample(writer, root, u)))
+        return torch.stack(rows)
+
+    def _hidden(
+        self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, strings: Tensor
+    ) -> Tensor:
+        """The states (M, num_tokens, D) before each token of `strings` (M, num_tokens), written after each suffix."""
+        row, steps = torch.arange(len(strings))[:, None], torch.arange(strings.shape[1])
+        embeddings = F.pad(backbone.get_input_embeddings()(suffix_ids), (0, 0, 0, strings.shape[1] - 1))
+        embeddings = embeddings.index_put((row, lengths[:, None] + steps[:-1]), self.tokens(strings[:, :-1]))
+        return suffix_states(backbone, prefix, embeddings)[row, lengths[:, None] - 1 + steps]
+
+    def _read(self, hidden: Tensor, state: Tensor) -> Tensor:
+        logits = (hidden @ self.tokens.weight.t()).float()
+        return logits.masked_fill(~self.legal[state], float("-inf")).softmax(-1)
+
+    def _writer(self, backbone: PreTrainedModel) -> decode.NumberWriter:
+        return decode.NumberWriter(backbone, self.tokens.weight, self.next_state, self.codec.num_tokens, self._read)
+
+    def _root(self, backbone: PreTrainedModel, prefix: PrefixCache, suffix: Tensor) -> tuple[decode.Level, Tensor]:
+        """Where the numbers of one suffix (L,) begin, given success; and the probability of failure."""
+        whole, hidden = extend(backbone, prefix, suffix)
+        start = torch.zeros(1, dtype=torch.long)
+        first = self._read(hidden[None], start)
+        success = first.clone()
+        success[:, self.codec.failed] = 0.0
+        level = decode.Level(whole, success / success.sum(-1, keepdim=True), start)
+        return level, first[0, self.codec.failed].double()
+
+    def _strings(self, z: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+        """Token strings (M, num_tokens) and the grammar's state before each token (M, num_tokens)."""
+        failure = [self.codec.failed] * self.codec.num_tokens
+        rows = [
+            failure if bad else self.codec.encode(2.0**value)
+            for value, bad in zip(z.tolist(), failed.tolist(), strict=True)
+        ]
+        strings = torch.tensor(rows)
+        states = [torch.zeros(len(rows), dtype=torch.long)]
+        for token in strings.t()[:-1]:
+            states.append(self.next_state[states[-1], token])
+        return strings, torch.stack(states, -1)
+
+    def _values(self, strings: Tensor) -> Tensor:
+        return torch.tensor([self.codec.decode(s) for s in strings.tolist()], dtype=torch.float64).log2()
+
+
+Head = GridHead | DigitHead
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Of nothing: 0, with a gradient that is 0."""
+    return x.mean() if x.numel() else x.sum()
+
+
+def _stack(rows: list[tuple[Tensor, Tensor, Tensor]]) -> decode.Distribution:
+    """Rows of different support, each sorted, padded with weightless copies of the last point."""
+    widest = max(len(values) for values, _, _ in rows)
+    support, weights = [], []
+    for values, mass, _ in rows:
+        values, order = values.sort()
+        spare = widest - len(values)
+        support.append(torch.cat([values, values[-1:].expand(spare)]))
+        weights.append(F.pad(mass[order], (0, spare)))
+    return decode.Distribution(torch.stack(support), torch.stack(weights), torch.stack([p for _, _, p in rows]))

@@ -1,0 +1,153 @@
+"""What the commands show: tables for people, one JSON document for scripts, progress where somebody looks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from costmodel.records import Device, Measurement, Prediction, Variant
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from costmodel.search import TuneResult
+
+
+def _console(*, to_stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=to_stderr, highlight=False)
+
+
+def print_json(document: object) -> None:
+    """One line; NaN and infinities, which JSON does not have, become null."""
+    print(json.dumps(_finite(document), allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def progress(items: Iterable[Any], what: str, *, total: int | None, quiet: bool) -> Iterator[Any]:
+    """A bar on standard error that keeps quiet where nobody looks."""
+    from rich.progress import track
+
+    hidden = quiet or not sys.stderr.isatty()
+    yield from track(items, what, total=total, console=_console(to_stderr=True), disable=hidden)
+
+
+@contextmanager
+def benchmark_counter(total: int | None, *, quiet: bool) -> Iterator[Callable[[Measurement], None]]:
+    """A bar that also says the best latency so far; the caller feeds it measurements."""
+    from rich.progress import Progress
+
+    best = math.inf
+    with Progress(console=_console(to_stderr=True), disable=quiet or not sys.stderr.isatty()) as bar:
+        task = bar.add_task("benchmarking", total=total)
+
+        def advance(measurement: Measurement) -> None:
+            nonlocal best
+            best = min(best, measurement.latency_us) if measurement.status == "ok" else best
+            bar.update(task, advance=1, description=f"benchmarking, best {format_us(best)}")
+
+        yield advance
+
+
+def format_us(latency_us: float) -> str:
+    """Four digits in a unit that fits: 812.3 us, 4.127 ms, 1.5 s."""
+    if not math.isfinite(latency_us):
+        return "-"
+    for factor, unit in ((1e6, "s"), (1e3, "ms")):
+        if latency_us >= factor:
+            return f"{latency_us / factor:.4g} {unit}"
+    return f"{latency_us:.4g} us"
+
+
+def prediction_row(variant: Variant, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "kernel": variant.kernel.name,
+        "config": variant.config.as_dict(),
+        "median_us": prediction.median_us,
+        "q05_us": prediction.quantile_us(0.05),
+        "q95_us": prediction.quantile_us(0.95),
+        "p_fail": prediction.p_fail,
+        "trust": prediction.trust,
+        "reason": prediction.reason,
+    }
+
+
+def print_predictions(rows: Sequence[dict[str, Any]], title: str) -> None:
+    from rich.table import Table
+
+    several = len({row["kernel"] for row in rows}) > 1
+    table = Table(title=title, title_justify="left")
+    for heading in (["kernel"] if several else []) + ["config"]:
+        table.add_column(heading, overflow="fold")
+    for heading in ("median", "5 %", "95 %", "may fail"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        numbers = [format_us(row[key]) for key in ("median_us", "q05_us", "q95_us")]
+        config = ",".join(f"{name}={value}" for name, value in row["config"].items())
+        table.add_row(*([row["kernel"]] if several else []), config, *numbers, f"{row['p_fail']:.0%}")
+    _console().print(table)
+    for trust, reason in dict.fromkeys((row["trust"], row["reason"]) for row in rows):
+        print(f"{'trust' if trust else 'do not trust'}: {reason}")
+
+
+def print_devices(rows: Sequence[Device]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("device", "arch", "units", "clock MHz", "f32 TFLOP/s", "GB/s"):
+        table.add_column(heading, justify="left" if heading in ("device", "arch") else "right")
+    for row in rows:
+        rate = dict(row.peak_tflops).get("f32", math.nan)
+        numbers = (str(row.num_units), f"{row.clock_mhz:.0f}", f"{rate:.4g}", f"{row.peak_gb_per_s:.4g}")
+        table.add_row(row.name, row.arch, *numbers)
+    _console().print(table)
+
+
+def tuned_document(result: TuneResult) -> dict[str, Any]:
+    best = result.best.variant
+    return {
+        "kernel": best.kernel.name,
+        "problem": dict(best.problem.params),
+        "best_config": best.config.as_dict(),
+        "best_us": result.best.latency_us,
+        "default_us": result.default.latency_us if result.default else None,
+        "speedup": result.speedup,
+        "evaluated": len(result.measurements),
+        "reused": result.reused,
+        "space_size": result.space_size,
+        "failures": sum(m.status != "ok" for m in result.measurements),
+        "p_better_remains": result.p_better_remains,
+        "stopped_by": result.stopped_by,
+        "ties": [{"kernel": v.kernel.name, "config": v.config.as_dict()} for v in result.ties],
+    }
+
+
+def print_tuned(document: dict[str, Any]) -> None:
+    config = ",".join(f"{name}={value}" for name, value in document["best_config"].items())
+    print(f"best     {document['kernel']} {config}")
+    print(f"latency  {format_us(document['best_us'])}")
+    if document["default_us"]:
+        print(f"default  {format_us(document['default_us'])}, so {document['speedup']:.2f}x faster")
+    else:
+        print("default  failed")
+    reused = f", {document['reused']} of them from the store" if document["reused"] else ""
+    failed = f", {document['failures']} failed" if document["failures"] else ""
+    saved = document["space_size"] - document["evaluated"]
+    print(
+        f"measured {document['evaluated']} of {document['space_size']} configs{reused}{failed}; saved {saved} benchmarks"
+    )
+    print(f"chance that a config more than 5 % faster was missed: {document['p_better_remains']:.0%}")
+    if document["ties"]:
+        print(f"{len(document['ties'])} measured config(s) lie within 5 %: a tie")

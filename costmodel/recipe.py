@@ -1,0 +1,104 @@
+"""From measurements to a model: the recipe of the shipped checkpoint, in one function.
+
+Tokenizer, then (optionally) next-token training on the sources, then latencies, for several seeds that are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from costmodel import dataset
+from costmodel.familiarity import Familiarity
+from costmodel.model.decoder import small_config
+from costmodel.model.heads import GridHead
+from costmodel.predictor import PREFIX_BUDGET, NeuralCostModel
+from costmodel.records import Kernel, Measurement, UserError
+from costmodel.serialize import canonical_source, prompt, reference_us
+from costmodel.tokens import LogGrid, TextTokenizer
+from costmodel.train import Group, TrainConfig, TrainSummary, fresh_members, train
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes and steps. The defaults made the shipped checkpoint."""
+
+    members: int = 4
+    steps: int = 3000
+    reading_steps: int = 300  # next-token training on the sources first; 0 leaves it out
+    suffixes: int = 96
+    hidden_size: int = 96
+    layers: int = 3
+    vocab_size: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("members", "steps", "suffixes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"got {name}={getattr(self, name)}, expected at least 1")
+
+
+def fit(
+    measurements: Sequence[Measurement],
+    recipe: Recipe,
+    *,
+    start: NeuralCostModel | None = None,
+    checkpoints: Path | None = None,
+) -> tuple[NeuralCostModel, list[TrainSummary]]:
+    """Train a model on measurements, failures among them; from the weights of `start` where it is given.
+
+    checkpoints: a folder from which a killed run goes on.
+    """
+    if not any(m.status == "ok" for m in measurements):
+        raise UserError(f"got {len(measurements)} measurements and none that is ok, expected some; collect first")
+    if start is None:
+        tokenizer = TextTokenizer.train(
+            (prompt(m.variant, m.device) for m in measurements), vocab_size=recipe.vocab_size
+        )
+    else:
+        tokenizer = start.tokenizer
+    groups = training_groups(measurements, tokenizer)
+    if start is None:
+        z = np.concatenate([g.z[~g.failed] for g in groups])
+        members = fresh_members(
+            small_config(tokenizer.vocab_size, hidden_size=recipe.hidden_size, layers=recipe.layers),
+            lambda width: GridHead(width, LogGrid(), z_var=float(z.var())),
+            seeds=range(recipe.seed, recipe.seed + recipe.members),
+        )
+    else:
+        members = start.members
+    summaries = []
+    if recipe.reading_steps:
+        texts = source_texts((m.variant.kernel for m in measurements), tokenizer)
+        config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=recipe.seed)
+        summaries.append(train(texts, config, members=members, checkpoints=checkpoints))
+    config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=recipe.seed)
+    summaries.append(train(groups, config, members=members, checkpoints=checkpoints))
+    details = {"familiarity": Familiarity.of(measurements).as_json()}
+    return NeuralCostModel(members, tokenizer, details), summaries
+
+
+def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenizer) -> list[Group]:
+    """One group a space (kernel, problem, device): the prefix once, and its configs with their log2 slowdowns."""
+    groups = []
+    for space in dataset.groups(measurements):
+        prompts = [prompt(m.variant, m.device) for m in space.measurements]
+        failed = np.array([m.status != "ok" for m in space.measurements])
+        slowdown = [m.latency_us / reference_us(m.variant, m.device) for m in space.measurements]
+        groups.append(
+            Group(
+                prefix=tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids,
+                suffixes=[tokenizer.encode_suffix(p) for p in prompts],
+                z=np.log2(slowdown),
+                failed=failed,
+            )
+        )
+    return groups
+
+
+def source_texts(kernels: Iterable[Kernel], tokenizer: TextTokenizer) -> list[tuple[int, ...]]:
+    """Each distinct source as token ids, for next-token training."""
+    return [tokenizer.encode(canonical_source(kernel)) for kernel in dict.fromkeys(kernels)]
