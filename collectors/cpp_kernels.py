@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import random
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from costmodel.devices import detect
 from costmodel.measure import sentinel
@@ -25,11 +27,15 @@ from costmodel.measure.isolation import Isolated
 from costmodel.measure.protocol import Outcome, Task
 from costmodel.records import Config, Device, Kernel, Measurement, Timing, UserError, Variant, Workload
 
+if TYPE_CHECKING:
+    from costmodel.store import Store
+
 COMPILE_TIMEOUT_S = 60.0
 MEMORY_BYTES = 2 << 30
 EVICT_BYTES = 64 << 20
 CHUNK_BLOCKS = 25
-SENTINEL_SITTINGS = 3
+SENTINEL_SITTINGS = 5
+MAX_PASSES = 8
 
 
 def threads_of(variant: Variant) -> int:
@@ -39,24 +45,28 @@ def threads_of(variant: Variant) -> int:
 class CppRunner:
     """A Runner (see records) for the C++ workloads it is given; a context manager.
 
-    One-thread variants run on core `pin` (the last one allowed, unless given), others on every allowed core.
+    One-thread variants run on core `pin` (the last one allowed, unless given), others on every allowed core. `record`
+    is handed each measurement as soon as it is taken, so that a kill loses at most the one in work.
     """
 
     def __init__(
         self,
-        workloads: Sequence[Workload],
-        *,
         device: Device | None = None,
+        *,
+        workloads: Sequence[Workload],
         timing: Timing = Timing(),
         jobs: int | None = None,
         timeout_s: float = 10.0,
+        compile_timeout_s: float = COMPILE_TIMEOUT_S,
         pin: int | None = None,
         cache: Path | None = None,
         memory_bytes: int = MEMORY_BYTES,
         seed: int = 0,
+        record: Callable[[list[Measurement]], object] | None = None,
     ) -> None:
         self.device = device or detect("cpu")
         self.timing, self.timeout_s, self.memory_bytes, self.seed = timing, timeout_s, memory_bytes, seed
+        self.record = record
         self.cores = tuple(sorted(os.sched_getaffinity(0)))
         self.pin = self.cores[-1] if pin is None else pin
         if self.pin not in self.cores:
@@ -67,7 +77,7 @@ class CppRunner:
         self.compiler = find_compiler()
         self.worker = Isolated()
         self.pool = CompilePool(
-            self.compiler, cache or default_cache(), cores=self.cores, jobs=jobs, timeout_s=COMPILE_TIMEOUT_S
+            self.compiler, cache or default_cache(), cores=self.cores, jobs=jobs, timeout_s=compile_timeout_s
         )
 
     def __enter__(self) -> CppRunner:
@@ -87,19 +97,30 @@ class CppRunner:
 
     def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
         """Compile all, then run one after the other. Same length and order; a bad variant is a status."""
-        builds = self.compile(variants)
-        return [self._measure(variant, build) for variant, build in zip(variants, builds, strict=True)]
+        measurements: list[Measurement] = []
+        for variant, build in zip(variants, self.compile(variants), strict=True):
+            measurements.append(self._measure(variant, build))
+            if self.record is not None:
+                self.record(measurements[-1:])
+        return measurements
 
     def sentinel_us(self, threads: int) -> float:
-        """The sentinel's time now: the fastest sample of a few sittings."""
+        """The sentinel's time now: the lower quartile of the samples of a few sittings.
+
+        Not their minimum: a moment of turbo clock would set it, and every later reading would look like drift.
+        """
         workload = sentinel.WORKLOAD
         variant = Variant(workload.kernel, workload.problems["only"], Config.of(THREADS=threads))
         self.paths[workload.kernel] = str(workload.path)
-        taken = self.measure([variant] * SENTINEL_SITTINGS)
-        times = [measurement.min_us for measurement in taken if measurement.status == "ok"]
-        if not times:
-            raise UserError(f"the sentinel kernel does not run here ({taken[0].error}); check the compiler {self.compiler.label}")
-        return min(times)
+        (build,) = self.compile([variant])
+        taken = [self._measure(variant, build) for _ in range(SENTINEL_SITTINGS)]
+        samples = sorted(x for measurement in taken for x in measurement.samples_us)
+        if not samples:
+            raise UserError(
+                f"got a sentinel kernel that does not run ({taken[0].error}), expected compiler {self.compiler.label} to "
+                "build kernels that do; set CXX to another compiler"
+            )
+        return samples[len(samples) // 4]
 
     def _measure(self, variant: Variant, build: Build) -> Measurement:
         path = self.paths.get(variant.kernel)
@@ -135,9 +156,12 @@ class CppRunner:
         )
 
 
-def runner(device: Device | None = None, *, workloads: Sequence[Workload], **options: object) -> CppRunner:
+def runner(device: Device | None = None, *, workloads: Sequence[Workload], **options: Any) -> CppRunner:
     """A CppRunner on this machine's CPU for the given workloads; options as of CppRunner."""
-    return CppRunner(workloads, device=device, **options)
+    known = list(inspect.signature(CppRunner).parameters)
+    if unknown := [name for name in options if name not in known]:
+        raise UserError(f"got option {unknown[0]!r}, expected one of {', '.join(known)}")
+    return CppRunner(device, workloads=workloads, **options)
 
 
 @dataclass(frozen=True)
@@ -162,10 +186,40 @@ class CollectRequest:
     device: Device | None = None
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.passes < MAX_PASSES:
+            raise UserError(f"got passes={self.passes}, expected 1 to {MAX_PASSES - 1}; 2 or 3 are usual")
+        if self.configs_per_kernel is not None and self.configs_per_kernel < 1:
+            raise UserError(f"got configs_per_kernel={self.configs_per_kernel}, expected 1 or more, or None for all")
+        listed = {name for workload in self.workloads for name in workload.problems}
+        if unknown := [name for name in self.problems or () if name not in listed]:
+            raise UserError(f"got problem {unknown[0]!r}, expected one of {', '.join(sorted(listed))}")
+
 
 def already(measurements: Iterable[Measurement]) -> frozenset[tuple[Variant, int]]:
-    """The (variant, pass) pairs of stored measurements, for CollectRequest.skip. Select device and timing beforehand."""
-    return frozenset((m.variant, int(dict(m.counters).get("pass", 0))) for m in measurements)
+    """The (variant, pass) pairs that need no measuring, for CollectRequest.skip; a failure stands for all passes.
+
+    Give it measurements of one device, timing and toolchain (see `stored`).
+    """
+    done: set[tuple[Variant, int]] = set()
+    for m in measurements:
+        done |= {(m.variant, n) for n in ([int(dict(m.counters).get("pass", 0))] if m.status == "ok" else range(MAX_PASSES))}
+    return frozenset(done)
+
+
+def stored(
+    store: Store,
+    *,
+    device: Device,
+    timing: Timing = Timing(),
+    kernels: Iterable[Kernel] | None = None,
+) -> Iterator[Measurement]:
+    """What a store holds that a runner of this device, timing and the system's compiler would measure again."""
+    toolchain = find_compiler().toolchain
+    for identity in [None] if kernels is None else dict.fromkeys(kernel.identity for kernel in kernels):
+        for m in store.measurements(kernel=identity, device=device.identity):
+            if m.timing == timing and m.toolchain == toolchain:
+                yield m
 
 
 def choose(request: CollectRequest, device: Device) -> list[Variant]:
@@ -191,7 +245,7 @@ def collect(request: CollectRequest) -> Iterator[Measurement]:
     disagree by more than a tenth, one more sitting is taken at the end.
     """
     with CppRunner(
-        request.workloads, device=request.device, timing=request.timing, jobs=request.jobs, pin=request.pin,
+        request.device, workloads=request.workloads, timing=request.timing, jobs=request.jobs, pin=request.pin,
         timeout_s=request.timeout_s, cache=request.cache, seed=request.seed,
     ) as cpu:  # fmt: skip
         yield from _Collection(request, cpu).run()

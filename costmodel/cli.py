@@ -131,7 +131,8 @@ def doctor(as_json: Json = False) -> None:
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    from costmodel import devices, workloads
+    from costmodel import devices
+    from costmodel.measure.compiling import find_compiler
 
     facts: dict[str, Any] = {"costmodel": __version__, "python": sys.version.split()[0]}
     for package in ("torch", "triton", "transformers", "tree-sitter", "numpy", "pandas"):
@@ -141,9 +142,8 @@ def doctor(as_json: Json = False) -> None:
             facts[package] = "not installed"
     device = devices.detect()
     facts |= {"device": device.name, "units": device.num_units, "peak_gb_per_s": device.peak_gb_per_s}
-    collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
     try:
-        facts["compiler"] = collector.compiler_version()
+        facts["compiler"] = find_compiler().label
     except UserError as error:
         facts["compiler"] = str(error)
     shadows = [name for name in ("kernels", "collectors", "datasets") if Path(name, "__init__.py").exists()]
@@ -155,8 +155,8 @@ def doctor(as_json: Json = False) -> None:
         print(f"{name:14} {value}")
 
 
-@app.command()
-def devices(as_json: Json = False) -> None:
+@app.command("devices")
+def list_devices(as_json: Json = False) -> None:
     """List the device sheets, and the device at hand.
 
     Example: costmodel devices
@@ -202,7 +202,7 @@ def collect(
 
     Example: costmodel collect matmul --configs 40 --budget 2m
     """
-    from costmodel import workloads
+    from costmodel import devices, workloads
     from costmodel.search import Budget
 
     seconds = Budget.parse(budget).seconds if budget else None
@@ -210,13 +210,15 @@ def collect(
         raise UserError(f"got budget {budget!r}, expected a time such as 60s or 8m")
     collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
     loaded = [workloads.load(name) for name in kernels or workloads.names("cpp")]
+    target = devices.detect("cpu")
     counts: dict[str, int] = {}
     with _open_store(store) as opened:
         request = collector.CollectRequest(
             workloads=tuple(loaded), configs_per_kernel=configs, passes=passes, seed=seed, budget_s=seconds,
-            skip=collector.already_stored(opened, passes=passes),
+            device=target, skip=collector.already(opened.measurements(device=target.identity)),
         )  # fmt: skip
-        for measurement in progress(collector.collect(request), "measuring", collector.count(request), as_json):
+        total = len(collector.choose(request, target)) * passes
+        for measurement in progress(collector.collect(request), "measuring", total=total, quiet=as_json):
             opened.add([measurement])
             counts[measurement.status] = counts.get(measurement.status, 0) + 1
     document = {"measured": counts, "store": str(_store_path(store))}
@@ -291,9 +293,14 @@ def train(
         list[Path] | None, typer.Option("--data", help="Stores or parquet folders; repeat for several.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/model"),
-    objective: Annotated[str, typer.Option(help="latency, or next-token to read source text first.")] = "latency",
+    objective: Annotated[
+        str,
+        typer.Option(help="next-token reads the sources, latency learns the numbers, both does one after the other."),
+    ] = "both",
     start: Annotated[Path | None, typer.Option("--from", help="Model folder to start from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps per member.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Latency steps per member; as the shipped model's if left out.")
+    ] = None,
     members: Annotated[int, typer.Option(help="Networks of different seeds, averaged.")] = 1,
     seed: Seed = 0,
     as_json: Json = False,
@@ -302,16 +309,35 @@ def train(
 
     Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
     """
-    from costmodel import training_run, workloads
+    from costmodel import workloads
+    from costmodel.predictor import NeuralCostModel
+    from costmodel.recipe import Recipe, fit
 
     measurements = _read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"])
-    summary = training_run.run(
-        measurements, out, objective=objective, start=start, steps=steps, members=members, seed=seed, quiet=as_json
+    if objective not in ("both", "next-token", "latency"):
+        raise UserError(f"got objective {objective!r}, expected both, next-token or latency")
+    begin = NeuralCostModel.from_pretrained(start) if start else None
+    shipped = Recipe()
+    recipe = Recipe(
+        members=members,
+        steps=0 if objective == "next-token" else steps or shipped.steps,
+        reading_steps=0 if objective == "latency" else shipped.reading_steps,
+        seed=seed,
     )
+    model, stages = fit(measurements, recipe, start=begin, checkpoints=out / "training")
+    model.save_pretrained(out)
+    document = {
+        "model": str(out),
+        "rows": len(measurements),
+        "members": members,
+        "stages": [
+            {"objective": s.objective, "steps": s.steps, "seconds": s.seconds, "losses": s.losses} for s in stages
+        ],
+    }
     if as_json:
-        print_json(summary)
+        print_json(document)
     else:
-        print(f"wrote {out}: " + ", ".join(f"{key} {value}" for key, value in summary.items()))
+        print(f"wrote {out}, trained on {len(measurements)} variants in {sum(s.seconds for s in stages):.0f} s")
 
 
 @app.command()
@@ -432,14 +458,14 @@ def tune(
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
     collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
     prior = NeuralCostModel.from_pretrained(model)
-    with _open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
-        known = collector.stored(opened, candidates, runner)
+    with _open_store(store) as opened, collector.runner(target, workloads=loaded) as runner:
+        known = [m for m in opened.combined(device=target.identity) if runner.comparable(m)]
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
             result = search.tune(
-                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known, progress=advance
-            )
-        confirmed = collector.confirm(runner, result)
-    document = tuned_document(result, confirmed)
+                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known,
+                record=opened.add, progress=advance,
+            )  # fmt: skip
+    document = tuned_document(result)
     if as_json:
         print_json(document)
     else:

@@ -39,10 +39,13 @@ By = Literal["kernel", "problem", "form", "device"]
 # ------------------------------------------------------------------------------------------------- nouns as JSON text
 
 
+@lru_cache(maxsize=4096)
+def noun_json(noun: Problem | Device | Timing) -> str:
+    return to_json(dataclasses.asdict(noun))
+
+
 def to_json(value: Any) -> str:
-    """A noun, or pairs of names and values (as a list, since their order matters), as compact JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+    """Compact JSON. Pairs of names and values become a list, since their order matters."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
 
 
@@ -51,6 +54,12 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise UserError(f"got {value!r} of type {type(value).__name__} in a measurement, expected a number, text or bool")
+
+
+@lru_cache(maxsize=4096)
+def kernel_identity(kernel: Kernel) -> str:
+    """`kernel.identity`, hashed once."""
+    return kernel.identity
 
 
 def printable(text: str) -> str:
@@ -113,10 +122,10 @@ def write_parquet(measurements: Iterable[Measurement], folder: str | Path, card:
     columns: dict[str, pa.Array] = {
         "kernel": pa.array([kernels[row.variant.kernel] for row in rows], pa.int32()),
         "op": _words(row.variant.problem.op for row in rows),
-        "problem": _words(to_json(row.variant.problem) for row in rows),
+        "problem": _words(noun_json(row.variant.problem) for row in rows),
         "config": _words(to_json(row.variant.config.params) for row in rows),
-        "device": _words(to_json(row.device) for row in rows),
-        "timing": _words(to_json(row.timing) for row in rows),
+        "device": _words(noun_json(row.device) for row in rows),
+        "timing": _words(noun_json(row.timing) for row in rows),
         "toolchain": _words(to_json(row.toolchain) for row in rows),
         "status": _words(row.status for row in rows),
         "latency_us": pa.array([row.latency_us if row.samples_us else None for row in rows], pa.float64()),
@@ -311,7 +320,7 @@ def assert_no_leak(parts: Split) -> None:
     """AssertionError, naming what is shared, if anything that `parts.by` must keep apart is on both sides."""
     checks: dict[str, Callable[[Measurement], str]] = {parts.by: _KEYS[parts.by]}
     if parts.by in ("kernel", "form"):
-        checks |= {"source": _text, "source identity": lambda row: row.variant.kernel.identity}
+        checks |= {"source": _text, "source identity": lambda row: kernel_identity(row.variant.kernel)}
     if parts.by == "device":
         checks["device identity"] = lambda row: row.device.identity
     for what, key in checks.items():
@@ -404,13 +413,8 @@ def groups(measurements: Iterable[Measurement]) -> Iterator[Group]:
     found: dict[tuple[object, ...], list[Measurement]] = {}
     for row in measurements:
         kernel = row.variant.kernel
-        key = (_identity(kernel), kernel.schema, row.variant.problem, row.device, row.timing)
+        key = (kernel_identity(kernel), kernel.schema, row.variant.problem, row.device, row.timing)
         found.setdefault(key, []).append(row)
     for rows in found.values():
         first = rows[0]
         yield Group(first.variant.kernel, first.variant.problem, first.device, first.timing, tuple(rows))
-
-
-@lru_cache(maxsize=4096)
-def _identity(kernel: Kernel) -> str:
-    return kernel.identity

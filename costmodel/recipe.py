@@ -36,9 +36,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("members", "steps", "suffixes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"got {name}={getattr(self, name)}, expected at least 1")
+        for name, least in (("members", 1), ("steps", 0), ("reading_steps", 0), ("suffixes", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"got {name}={getattr(self, name)}, expected at least {least}")
 
 
 def fit(
@@ -75,8 +75,9 @@ def fit(
         texts = source_texts((m.variant.kernel for m in measurements), tokenizer)
         config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=recipe.seed)
         summaries.append(train(texts, config, members=members, checkpoints=checkpoints))
-    config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=recipe.seed)
-    summaries.append(train(groups, config, members=members, checkpoints=checkpoints))
+    if recipe.steps:
+        config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=recipe.seed)
+        summaries.append(train(groups, config, members=members, checkpoints=checkpoints))
     details = {"familiarity": Familiarity.of(measurements).as_json()}
     return NeuralCostModel(members, tokenizer, details), summaries
 

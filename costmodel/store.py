@@ -72,8 +72,14 @@ _SELECT = """
 
 def identity(variant: Variant, device: Device, timing: Timing, toolchain: tuple[tuple[str, str], ...]) -> str:
     """What two rows must share to be sittings of one thing. The kernel counts by its text, not by its name."""
-    texts = (variant.problem, variant.config.params, toolchain, timing)
-    return digest(variant.kernel.identity, device.identity, *map(dataset.to_json, texts))
+    return digest(
+        dataset.kernel_identity(variant.kernel),
+        dataset.noun_json(variant.problem),
+        dataset.to_json(variant.config.params),
+        dataset.noun_json(device),
+        dataset.to_json(toolchain),
+        dataset.noun_json(timing),
+    )
 
 
 class Store:
@@ -270,13 +276,14 @@ class Store:
         if known.fetchone():
             return False
         kernel, problem, device = row.variant.kernel, row.variant.problem, row.device
-        database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (kernel.identity, kernel.source))
+        text = dataset.kernel_identity(kernel)
+        database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (text, kernel.source))
         keys = (
-            self._key("kernels", identity=kernel.identity, name=kernel.name, language=kernel.language,
+            self._key("kernels", identity=text, name=kernel.name, language=kernel.language,
                       schema=dataset.to_json(kernel.schema), origin=kernel.origin),
-            self._key("problems", op=problem.op, sheet=dataset.to_json(problem)),
-            self._key("devices", identity=device.identity, name=device.name, sheet=dataset.to_json(device)),
-            self._key("methods", toolchain=dataset.to_json(row.toolchain), timing=dataset.to_json(row.timing)),
+            self._key("problems", op=problem.op, sheet=dataset.noun_json(problem)),
+            self._key("devices", identity=device.identity, name=device.name, sheet=dataset.noun_json(device)),
+            self._key("methods", toolchain=dataset.to_json(row.toolchain), timing=dataset.noun_json(row.timing)),
         )  # fmt: skip
         config, samples, counters = map(dataset.to_json, (row.variant.config.params, row.samples_us, row.counters))
         database.execute(

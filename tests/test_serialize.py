@@ -156,14 +156,13 @@ def test_deeply_nested_text_does_not_exhaust_the_stack() -> None:
 
 
 @pytest.mark.parametrize("name", workloads.names())
-def test_every_shipped_kernel_parses_and_loses_nothing(name: str) -> None:
+def test_every_shipped_kernel_keeps_all_but_comments_and_layout(name: str) -> None:
     source = workloads.load(name).kernel.source
     assert source is not None
-    without = serialize._C_TOKEN.sub(lambda m: "" if m["comment"] else m[0], source)
-    root = serialize._parser("cpp").parse(serialize._PRAGMA.sub("", without).encode()).root_node
-    assert not root.has_error
     squeeze = re.compile(r"[\s\\]")
+    without = serialize._C_TOKEN.sub(lambda m: "" if m["comment"] else m[0], source)
     assert squeeze.sub("", canonical(source)) == squeeze.sub("", without)
+    assert len(canonical(source)) < 0.9 * len(source)
 
 
 def test_prompt_has_the_schema_first_and_the_values_in_its_order() -> None:

@@ -85,12 +85,10 @@ def execute(task: Task, prepared: Prepared, confine: Callable[[], None]) -> Outc
         before=empty_caches if evicted.size else None,
         warm_calls=1,  # the checked call was the first of two
     )
-    counters.start()
-    call()
-    counted = tuple(counters.stop().items())
+    counted = counters.count(call)
     if error := check(GARBAGE[1], "on a later call"):
         return Outcome("wrong_result", error=error)
-    return Outcome("ok", tuple(round(x, 3) for x in samples), counters=counted)
+    return Outcome("ok", tuple(round(x, 3) for x in samples), counters=tuple(counted.items()))
 
 
 def _faults(prepared: Prepared, views: list[int], outputs: list[Output], when: str) -> str:

@@ -141,6 +141,8 @@ class CompilePool:
             self.launchers.put(launcher)
         if answer["code"] != 0 or not partial.is_file():
             partial.unlink(missing_ok=True)
+            if "No space left on device" in answer["said"]:  # says nothing about the kernel
+                raise UserError(f"the disk of {self.cache} or of the temporary folder is full; free space and run again")
             return Build(None, _reason(answer, self.timeout_s))
         os.replace(partial, library)
         return Build(library)

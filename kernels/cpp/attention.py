@@ -62,7 +62,7 @@ WORKLOAD = cpp_workload(
     make_problem=make_problem,
     problems={
         "short": {"H": 64, "SQ": 64, "SK": 64, "D": 32},
-        "long": {"H": 2, "SQ": 192, "SK": 1024, "D": 64},  # a row of scores no longer shares L1 with the keys
+        "long": {"H": 2, "SQ": 128, "SK": 1024, "D": 64},  # a row of scores no longer shares L1 with the keys
         "decode": {"H": 20, "SQ": 1, "SK": 1536, "D": 64},  # one query: 16 MB of keys and values stream past
         "odd": {"H": 7, "SQ": 97, "SK": 203, "D": 41},  # tails in every direction
         "wide": {"H": 3, "SQ": 128, "SK": 256, "D": 128},

@@ -54,26 +54,25 @@ WORKLOAD = cpp_workload(
     __file__,
     space=SearchSpace.of(
         has_cores,
-        SUMS=(1, 4, 16, 64),
+        SUMS=(1, 4, 8, 16, 32, 64),
         ONE_PASS=(0, 1),
         OPT=(2, 3),
         FASTMATH=(0, 1),
         VECTOR_BITS=(128, 256, 512),
         THREADS=(1, 2),
-    )
-    ,
+    ),
     default=Config.of(SUMS=4, ONE_PASS=0, OPT=2, FASTMATH=0, VECTOR_BITS=256, THREADS=1),
     make_problem=make_problem,
     problems={
-        "model": {"ROWS": 2048, "COLS": 768},  # a transformer's rows: each fits L1
+        "model": {"ROWS": 3072, "COLS": 768},  # a transformer's rows: each fits L1
         "short": {"ROWS": 60000, "COLS": 24},  # the row's overhead decides
-        "long": {"ROWS": 24, "COLS": 65536},  # a row fits L2, not L1
-        "huge": {"ROWS": 3, "COLS": 700001},  # a row is read from beyond L2 twice
-        "odd": {"ROWS": 5003, "COLS": 333},
+        "long": {"ROWS": 36, "COLS": 65536},  # a row fits L2, not L1
+        "huge": {"ROWS": 10, "COLS": 200003},  # a row is read from beyond L2 twice
+        "odd": {"ROWS": 8009, "COLS": 333},
     },
     make_inputs=make_inputs,
     reference=reference,
-    tolerance=1e-4,
+    tolerance=5e-4,  # a single f32 sum of 200,003 values is off by about 1e-4
 )
 
 FORMS = {
