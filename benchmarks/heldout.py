@@ -22,6 +22,7 @@ import torch
 from costmodel import baselines, dataset, stats, workloads
 from costmodel.evaluate import average, evaluate_points, predict_all
 from costmodel.recipe import Recipe, fit
+from costmodel.sittings import combine
 
 # Fixed before any model was trained. Kernels: one with near relatives in training (batched_matmul: matmul), two with a
 # distant one (stencil3d: stencil2d; layer_norm: softmax), one with none (histogram).
@@ -52,7 +53,7 @@ def main():
     parser.add_argument("--save", type=Path, help="folder to write the model of seed 0 to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = dataset.read_parquet(options.data)
+    rows = combine(dataset.read_parquet(options.data))
     tables = []
     for seed in range(options.seeds):
         parts = splits(rows, options.by, seed)

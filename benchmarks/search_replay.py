@@ -3,8 +3,8 @@
     python benchmarks/heldout.py --by kernel --members 4 --seeds 1 --save runs/without-heldout
     python benchmarks/search_replay.py --model runs/without-heldout --seeds 10
 
-The model must not have seen the kernels. Opponents: random search, simulated annealing, a Gaussian process from scratch;
-beside them the model's ranking alone and the guarded search. The last line is one JSON document.
+The model must not have seen the kernels. Opponents: random search, simulated annealing, a Gaussian process from
+scratch; beside them the model's ranking alone and the guarded search. The last line is one JSON document.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from pathlib import Path
 from costmodel import dataset, replay, workloads
 from costmodel.predictor import NeuralCostModel
 from costmodel.records import UserError
+from costmodel.sittings import combine
 
 SPACES = ("batched_matmul", "histogram", "layer_norm", "stencil3d")
 
 
 def recorded(data, names):
     defaults = {w.kernel.identity: w.default for w in map(workloads.load, names)}
-    rows = [m for m in dataset.read_parquet(data) if m.variant.kernel.name in names]
+    rows = [m for m in combine(dataset.read_parquet(data)) if m.variant.kernel.name in names]
     sizes = {}
     for m in rows:
         key = (m.variant.kernel.name, m.variant.problem)

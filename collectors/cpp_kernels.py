@@ -1,10 +1,10 @@
 """C++/OpenMP kernels measured on this machine's CPU: compiled by the system's compiler, run in isolation.
 
-    request = CollectRequest(workloads=(load("matmul"),), configs_per_kernel=100)
-    for measurement in collect(request):
-        ...
-    with runner(workloads=[load("matmul")]) as cpu:
-        cpu.measure(variants)
+request = CollectRequest(workloads=(load("matmul"),), configs_per_kernel=100)
+for measurement in collect(request):
+    ...
+with runner(workloads=[load("matmul")]) as cpu:
+    cpu.measure(variants)
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import random
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.devices import detect
 from costmodel.measure import sentinel
-from costmodel.measure.blocks import BLOCK_SIZE, plan, suspicious, take_block, with_counter
+from costmodel.measure.blocks import Patience, Sentinel, plan, suspicious, take_block, with_counter
 from costmodel.measure.compiling import Build, CompilePool, default_cache, find_compiler
 from costmodel.measure.isolation import Isolated
 from costmodel.measure.protocol import Outcome, Task
@@ -30,11 +31,12 @@ from costmodel.records import Config, Device, Kernel, Measurement, Timing, UserE
 if TYPE_CHECKING:
     from costmodel.store import Store
 
+WARM = Timing()
 COMPILE_TIMEOUT_S = 60.0
 MEMORY_BYTES = 2 << 30
 EVICT_BYTES = 64 << 20
 CHUNK_BLOCKS = 25
-SENTINEL_SITTINGS = 5
+SENTINEL_SITTINGS = 3
 MAX_PASSES = 8
 
 
@@ -54,7 +56,7 @@ class CppRunner:
         device: Device | None = None,
         *,
         workloads: Sequence[Workload],
-        timing: Timing = Timing(),
+        timing: Timing = WARM,
         jobs: int | None = None,
         timeout_s: float = 10.0,
         compile_timeout_s: float = COMPILE_TIMEOUT_S,
@@ -117,8 +119,8 @@ class CppRunner:
         samples = sorted(x for measurement in taken for x in measurement.samples_us)
         if not samples:
             raise UserError(
-                f"got a sentinel kernel that does not run ({taken[0].error}), expected compiler {self.compiler.label} to "
-                "build kernels that do; set CXX to another compiler"
+                f"got a sentinel kernel that does not run ({taken[0].error}), expected "
+                f"{self.compiler.label} to build kernels that do; set CXX to another compiler"
             )
         return samples[len(samples) // 4]
 
@@ -203,7 +205,9 @@ def already(measurements: Iterable[Measurement]) -> frozenset[tuple[Variant, int
     """
     done: set[tuple[Variant, int]] = set()
     for m in measurements:
-        done |= {(m.variant, n) for n in ([int(dict(m.counters).get("pass", 0))] if m.status == "ok" else range(MAX_PASSES))}
+        done |= {
+            (m.variant, n) for n in ([int(dict(m.counters).get("pass", 0))] if m.status == "ok" else range(MAX_PASSES))
+        }
     return frozenset(done)
 
 
@@ -211,7 +215,7 @@ def stored(
     store: Store,
     *,
     device: Device,
-    timing: Timing = Timing(),
+    timing: Timing = WARM,
     kernels: Iterable[Kernel] | None = None,
 ) -> Iterator[Measurement]:
     """What a store holds that a runner of this device, timing and the system's compiler would measure again."""
@@ -231,8 +235,10 @@ def choose(request: CollectRequest, device: Device) -> list[Variant]:
         union = list(dict.fromkeys(c for problem in problems for c in workload.space.configs(problem, device)))
         count = request.configs_per_kernel
         if count is not None and count < len(union):
-            chosen = set(random.Random(f"{request.seed}:{workload.kernel.identity}").sample(union, count - 1))
-            chosen.add(workload.default)
+            always = [config for config in union if config == workload.default]
+            others = [config for config in union if config != workload.default]
+            rng = random.Random(f"{request.seed}:{workload.kernel.identity}")
+            chosen = {*always, *rng.sample(others, count - len(always))}
             union = [config for config in union if config in chosen]
         variants += [Variant(workload.kernel, p, config) for p in problems for config in union if config in valid[p]]
     return variants
@@ -259,6 +265,8 @@ class _Collection:
         self.deadline = None if request.budget_s is None else time.monotonic() + request.budget_s
         self.minima_us: dict[Variant, list[float]] = {}
         self.failed: set[Variant] = set()
+        self.patience = Patience()
+        self.sentinels = {threads: Sentinel(partial(cpu.sentinel_us, threads)) for threads in (1, 2)}
 
     def run(self) -> Iterator[Measurement]:
         variants = choose(self.request, self.cpu.device)
@@ -275,8 +283,8 @@ class _Collection:
                 return
             if i % CHUNK_BLOCKS == 0:
                 self.cpu.compile([variant for later in blocks[i : i + CHUNK_BLOCKS] for variant in later])
-            threads = min(2, max(map(threads_of, block)))
-            taken = take_block(block, measure=self.cpu.measure, sentinel_us=lambda t=threads: self.cpu.sentinel_us(t))
+            sentinel = self.sentinels[min(2, max(map(threads_of, block)))]
+            taken = take_block(block, measure=self.cpu.measure, sentinel=sentinel, patience=self.patience)
             for measurement in taken:
                 if measurement.status == "ok":
                     self.minima_us.setdefault(measurement.variant, []).append(measurement.min_us)

@@ -76,7 +76,7 @@ class BoostedTrees:
         self._sd = float(max((self._regressor.predict(table.to_numpy(float)) - target).std(), 0.05))
 
     def predict(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
-        if not self._columns:
+        if not self._columns or not variants:
             return Roofline().predict(variants, device)
         table = variant_features(variants, device).reindex(columns=self._columns)
         z = self._regressor.predict(table.to_numpy(float))
@@ -95,12 +95,13 @@ class NearestNeighbour:
         self._measured += [m for m in measurements if m.status == "ok"]
 
     def predict(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
-        if not self._measured:
+        if not self._measured or not variants:
             return Roofline().predict(variants, device)
         known, z = [m.variant for m in self._measured], slowdowns(self._measured)
         table = variant_features([*variants, *known], device)
         numbers = table.to_numpy(float)
-        scale = np.nanstd(numbers, axis=0)
+        seen = numbers[len(variants) :]  # the scale is that of what was measured, whatever is asked beside it
+        scale = np.nan_to_num(seen, nan=-1.0).std(axis=0)
         numbers = np.nan_to_num(numbers[:, scale > 0] / scale[scale > 0], nan=-4.0)
         asked, seen = numbers[: len(variants)], numbers[len(variants) :]
         same = {k: np.array([v.kernel.identity == k for v in known]) for k in {v.kernel.identity for v in variants}}

@@ -1,7 +1,7 @@
 """The command line: one command per verb. Heavy imports stand inside the commands, so that --help answers at once.
 
-Exit codes: 0 done, 1 the kernel failed where a result was asked for, 2 a mistake in what was given. With --json the last
-line of standard output is one JSON document; everything for people goes to standard error then.
+Exit codes: 0 done, 2 a mistake in what was given, 130 interrupted. With --json the last line of standard output is one
+JSON document, and nothing else is written there.
 """
 
 from __future__ import annotations
@@ -106,12 +106,13 @@ def _existing(path: Path) -> Path:
 def _read_measurements(paths: Sequence[Path]) -> list[Measurement]:
     """Stores and parquet folders, told apart by what they are."""
     from costmodel.dataset import read_parquet
+    from costmodel.sittings import combine
     from costmodel.store import Store
 
     found: list[Measurement] = []
     for path in paths:
         if _existing(path).is_dir() or path.suffix == ".parquet":
-            found += read_parquet(path)
+            found += combine(read_parquet(path))
         else:
             with Store(path) as store:
                 found += store.combined()
@@ -274,14 +275,14 @@ def store_export(
     from costmodel.dataset import write_parquet
 
     with _open_store(store) as opened:
-        measurements = list(opened.combined())
-    if not measurements:
+        sittings = list(opened.measurements())
+    if not sittings:
         raise UserError(f"got an empty store {_store_path(store)}; `costmodel collect` fills it")
-    write_parquet(measurements, folder)
+    write_parquet(sittings, folder)
     if as_json:
-        print_json({"rows": len(measurements), "folder": str(folder)})
+        print_json({"rows": len(sittings), "folder": str(folder)})
     else:
-        print(f"wrote {len(measurements)} variants to {folder}")
+        print(f"wrote {len(sittings)} sittings to {folder}")
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -459,7 +460,8 @@ def tune(
     collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
     prior = NeuralCostModel.from_pretrained(model)
     with _open_store(store) as opened, collector.runner(target, workloads=loaded) as runner:
-        known = [m for m in opened.combined(device=target.identity) if runner.comparable(m)]
+        method = (runner.timing, runner.compiler.toolchain)
+        known = [m for m in opened.combined(device=target.identity) if (m.timing, m.toolchain) == method]
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
             result = search.tune(
                 candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known,

@@ -116,13 +116,13 @@ def print_devices(rows: Sequence[Device]) -> None:
 
 
 def tuned_document(result: TuneResult) -> dict[str, Any]:
-    best = result.best.variant
+    best = result.best
     return {
         "kernel": best.kernel.name,
         "problem": dict(best.problem.params),
         "best_config": best.config.as_dict(),
-        "best_us": result.best.latency_us,
-        "default_us": result.default.latency_us if result.default else None,
+        "best_us": result.best_us,
+        "default_us": result.default_us,
         "speedup": result.speedup,
         "evaluated": len(result.measurements),
         "reused": result.reused,
@@ -138,16 +138,15 @@ def print_tuned(document: dict[str, Any]) -> None:
     config = ",".join(f"{name}={value}" for name, value in document["best_config"].items())
     print(f"best     {document['kernel']} {config}")
     print(f"latency  {format_us(document['best_us'])}")
-    if document["default_us"]:
+    if not math.isnan(document["default_us"]):
         print(f"default  {format_us(document['default_us'])}, so {document['speedup']:.2f}x faster")
     else:
         print("default  failed")
     reused = f", {document['reused']} of them from the store" if document["reused"] else ""
     failed = f", {document['failures']} failed" if document["failures"] else ""
     saved = document["space_size"] - document["evaluated"]
-    print(
-        f"measured {document['evaluated']} of {document['space_size']} configs{reused}{failed}; saved {saved} benchmarks"
-    )
+    counted = f"measured {document['evaluated']} of {document['space_size']} configs{reused}{failed}"
+    print(f"{counted}; saved {saved} benchmarks")
     print(f"chance that a config more than 5 % faster was missed: {document['p_better_remains']:.0%}")
     if document["ties"]:
         print(f"{len(document['ties'])} measured config(s) lie within 5 %: a tie")

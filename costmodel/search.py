@@ -24,11 +24,13 @@ from scipy.stats import norm, spearmanr
 
 from costmodel.baselines import MaternProcess
 from costmodel.features import config_features
+from costmodel.measure.blocks import Confirmation, confirm
 from costmodel.records import CostModel, Measurement, Prediction, Runner, UserError, Variant
 
 BATCH = 8
 FIRST_PICKS = 8
 FIRST_PICKS_WITHOUT_PRIOR = 16
+NEXT_BEST, CONTENDS = 10, 1.15  # how many are confirmed beside the winner, and how near they must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +57,25 @@ class Budget:
 class TuneResult:
     """What a search found. `measurements` are in the order in which they were taken, `reused` of them from the store.
 
-    `p_better_remains` is the probability, by the search's own posterior, that an unmeasured candidate is more than 5 %
-    faster than `best`. `ties` are measured candidates within 5 % of it.
+    best_us and default_us come from the confirming rounds, in which the winner ran beside its next best; default_us is
+    NaN where the default failed. `ties` lie within 5 % of the winner. `p_better_remains` is the probability, by the
+    search's own posterior, that an unmeasured candidate is more than 5 % faster.
     """
 
-    best: Measurement
-    default: Measurement | None
+    best: Variant
+    best_us: float
+    default_us: float
+    ties: tuple[Variant, ...]
     measurements: tuple[Measurement, ...]
     reused: int
     space_size: int
     p_better_remains: float
-    ties: tuple[Variant, ...]
     stopped_by: str
 
     @property
     def speedup(self) -> float:
         """Default latency over best latency; NaN where the default failed."""
-        return self.default.latency_us / self.best.latency_us if self.default else math.nan
+        return self.default_us / self.best_us
 
     def best_so_far_us(self) -> list[float]:
         """Infinite until the first success."""
@@ -260,7 +264,7 @@ def tune(
     budget: Budget,
     seed: int,
     known: Sequence[Measurement] = (),
-    record: Callable[[Sequence[Measurement]], None] = lambda measurements: None,
+    record: Callable[[Sequence[Measurement]], object] = lambda measurements: None,
     progress: Callable[[Measurement], None] = lambda measurement: None,
     stop_below: float = 0.05,
 ) -> TuneResult:
@@ -275,6 +279,7 @@ def tune(
     wanted = set(candidates)
     measured = [m for m in known if m.variant in wanted]
     tuner.tell(measured)
+    recording = _Recording(runner, record)
     reused, calm, stopped_by = len(measured), 0, "space"
     while True:
         count = BATCH if budget.evaluations is None else min(BATCH, budget.evaluations - len(measured))
@@ -285,8 +290,7 @@ def tune(
         batch = tuner.ask(count)
         if not batch:
             break
-        results = runner.measure(batch)
-        record(results)
+        results = recording.measure(batch)
         tuner.tell(results)
         measured += results
         for m in results:
@@ -295,26 +299,40 @@ def tune(
         if calm == 2 and len(measured) >= 2 * BATCH:
             stopped_by = "confidence"
             break
-    return _result(tuner, measured, default, reused, stopped_by)
-
-
-def _result(
-    tuner: Tuner, measured: Sequence[Measurement], default: Variant | None, reused: int, stopped_by: str
-) -> TuneResult:
-    ok = [m for m in measured if m.status == "ok"]
-    if not ok:
-        reasons = sorted({f"{m.status}: {m.error}" for m in measured})
-        raise UserError(
-            f"got {len(measured)} failures and no success; the first reason: {reasons[0] if reasons else '-'}"
-        )
-    best = min(ok, key=lambda m: m.latency_us)
+    confirmed = _confirm(measured, default, recording, seed)
+    best_us = confirmed.latencies_us[0][1]
     return TuneResult(
-        best=best,
-        default=next((m for m in ok if m.variant == default), None),
+        best=confirmed.winner,
+        best_us=best_us,
+        default_us=dict(confirmed.latencies_us).get(default, math.nan) if default is not None else math.nan,
+        ties=tuple(v for v in confirmed.ties if v != confirmed.winner),
         measurements=tuple(measured),
         reused=reused,
         space_size=len(tuner.candidates),
         p_better_remains=tuner.p_better_remains(),
-        ties=tuple(m.variant for m in ok if m is not best and m.latency_us < 1.05 * best.latency_us),
         stopped_by=stopped_by,
     )
+
+
+class _Recording:
+    """A Runner that hands everything it measures to the store as well."""
+
+    def __init__(self, runner: Runner, record: Callable[[Sequence[Measurement]], object]) -> None:
+        self.device, self._runner, self._record = runner.device, runner, record
+
+    def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
+        results = self._runner.measure(variants)
+        self._record(results)
+        return results
+
+
+def _confirm(measured: Sequence[Measurement], default: Variant | None, runner: Runner, seed: int) -> Confirmation:
+    """The best, its next best and the default, measured side by side: one sitting may have flattered the winner."""
+    ok = sorted((m for m in measured if m.status == "ok"), key=lambda m: m.latency_us)
+    if not ok:
+        reasons = sorted({f"{m.status}: {m.error}" for m in measured}) or ["nothing was measured"]
+        raise UserError(f"got {len(measured)} failures and no success, expected one; the first reason: {reasons[0]}")
+    contenders = [m.variant for m in ok[: 1 + NEXT_BEST] if m.latency_us <= CONTENDS * ok[0].latency_us]
+    if default is not None and any(m.variant == default for m in ok):
+        contenders.append(default)
+    return confirm(runner, list(dict.fromkeys(contenders)), seed=seed)

@@ -11,7 +11,6 @@ Schema history (PRAGMA user_version):
 from __future__ import annotations
 
 import sqlite3
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from costmodel.records import (
     Variant,
     digest,
 )
+from costmodel.sittings import identity, joined
 
 _APPLICATION = 0x636D7374  # "cmst": tells a store from any other SQLite file
 _BATCH = 256  # rows per transaction: short, so that two writers take turns
@@ -68,18 +68,6 @@ _SELECT = """
     FROM measurements m JOIN kernels k ON k.id = m.kernel JOIN texts t ON t.identity = k.identity
          JOIN problems p ON p.id = m.problem JOIN devices d ON d.id = m.device JOIN methods r ON r.id = m.method
 """
-
-
-def identity(variant: Variant, device: Device, timing: Timing, toolchain: tuple[tuple[str, str], ...]) -> str:
-    """What two rows must share to be sittings of one thing. The kernel counts by its text, not by its name."""
-    return digest(
-        dataset.kernel_identity(variant.kernel),
-        dataset.noun_json(variant.problem),
-        dataset.to_json(variant.config.params),
-        dataset.noun_json(device),
-        dataset.to_json(toolchain),
-        dataset.noun_json(timing),
-    )
 
 
 class Store:
@@ -143,7 +131,7 @@ class Store:
         sittings: dict[str, list[Measurement]] = defaultdict(list)
         for key, measurement in self._rows(kernel=kernel, op=op, device=device, status=None):
             sittings[key].append(measurement)
-        yield from map(_joined, sittings.values())
+        yield from map(joined, sittings.values())
 
     def identities(self) -> set[str]:
         """Of everything stored, failures too; see `identity`."""
@@ -348,33 +336,6 @@ class Store:
             counters=dataset.tuples(counters),
             collected_at=collected_at,
         )
-
-
-def _joined(sittings: list[Measurement]) -> Measurement:
-    """The sittings of one identity as one measurement; see `Store.combined`."""
-    sittings = sorted(sittings, key=lambda sitting: sitting.collected_at)
-    wrong = [sitting for sitting in sittings if sitting.status == "wrong_result"]
-    fine = [sitting for sitting in sittings if sitting.status == "ok"]
-    failed = [sitting for sitting in sittings if sitting.status != "ok"]
-    if wrong:
-        return wrong[-1]
-    if len(failed) >= len(fine):
-        return failed[-1]
-    last = fine[-1]
-    counters: dict[str, list[float]] = defaultdict(list)
-    for sitting in fine:
-        for name, value in sitting.counters:
-            counters[name].append(value)
-    return Measurement(
-        variant=last.variant,
-        device=last.device,
-        timing=last.timing,
-        toolchain=last.toolchain,
-        status="ok",
-        samples_us=tuple(sample for sitting in fine for sample in sitting.samples_us),
-        counters=tuple((name, statistics.median(values)) for name, values in counters.items()),
-        collected_at=last.collected_at,
-    )
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -50,8 +50,8 @@ class Group:
     def __post_init__(self) -> None:
         if not self.prefix or not len(self.suffixes) == len(self.z) == len(self.failed) > 0:
             raise UserError(
-                f"got a group with {len(self.prefix)} prefix tokens, {len(self.suffixes)} suffixes, {len(self.z)} values "
-                f"and {len(self.failed)} flags, expected a prefix, and as many suffixes as values and flags"
+                f"got a group with {len(self.prefix)} prefix tokens, {len(self.suffixes)} suffixes, {len(self.z)} "
+                f"values and {len(self.failed)} flags, expected a prefix, and as many suffixes as values and flags"
             )
         if not np.isfinite(np.asarray(self.z)[~np.asarray(self.failed)]).all():
             raise UserError("got a group with a value that is not finite, expected that of failures only")
@@ -73,7 +73,6 @@ class TrainConfig:
     warmup_steps: int = 50
     final_lr_share: float = 0.03
     clip_norm: float = 1.0
-    bf16: bool = False  # autocast
     seed: int = 0
     checkpoint_steps: int = 200
 
@@ -178,8 +177,7 @@ def _train_member(
         total = 0.0
         terms: dict[str, float] = {}
         for _ in range(draw.per_step):
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                loss, parts, count = draw.loss(member, rng)
+            loss, parts, count = draw.loss(member, rng)
             (loss / draw.per_step).backward()
             samples += count
             total += loss.item() / draw.per_step

@@ -32,7 +32,7 @@ class TestBoostedTrees(CostModelContract):
 
     def test_held_out_configs_are_ranked(self):
         predictions = trained(baselines.BoostedTrees(seed=0)).predict(CANDIDATES[1::2], DEVICE)
-        assert spearman([truth(v) for v in CANDIDATES[1::2]], [p.median_us for p in predictions]) > 0.85
+        assert spearman([truth(v) for v in CANDIDATES[1::2]], [p.median_us for p in predictions]) > 0.7
 
 
 class TestNearestNeighbour(CostModelContract):

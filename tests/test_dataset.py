@@ -176,7 +176,7 @@ some_rows = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(some_rows, st.sampled_from(["kernel", "problem", "form", "device"]), st.floats(0.05, 0.95), st.integers(0, 9))
 def test_no_split_leaks(rows: list[Measurement], by: str, fraction: float, seed: int) -> None:
     try:

@@ -15,7 +15,7 @@ def test_perfect_predictions():
     table = evaluate.evaluate(OK, [log_normal(np.log2(truth(v)), 0.01) for v in CANDIDATES])
     row = table[table["group"] == "toy"].iloc[0]
     assert row["n"] == len(OK)
-    assert (row["spearman"], row["top1"], row["top10"]) == (pytest.approx(1.0), 1.0, 1.0)
+    assert (row["spearman"], row["top1"], row["top10"]) == (pytest.approx(1.0, abs=1e-3), 1.0, 1.0)
     assert row["mape"] == pytest.approx(0.0, abs=0.01)
     assert row["coverage90"] == 1.0
 
@@ -52,5 +52,5 @@ def test_predictions_are_asked_device_by_device():
             return [log_normal(np.log2(truth(v)), 0.1) for v in variants]
 
     medians = [p.median_us for p in evaluate.predict_all(Echo(), OK)]
-    assert medians == pytest.approx([truth(v) for v in CANDIDATES], rel=1e-6)
-    assert evaluate.average([[log_normal(1.0, 0.1)], [log_normal(3.0, 0.1)]])[0] == pytest.approx(4.0)
+    assert medians == pytest.approx([truth(v) for v in CANDIDATES], rel=1e-4)
+    assert evaluate.average([[log_normal(1.0, 0.1)], [log_normal(3.0, 0.1)]])[0] == pytest.approx(4.0, rel=1e-4)

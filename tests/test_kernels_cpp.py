@@ -126,3 +126,31 @@ def test_small_odd_problem(name: str, compiler: str, tmp_path: Path) -> None:
         for got, right in zip(outputs, expected, strict=True):
             assert error_of(got, right) <= workload.tolerance, str(config)
     assert all(np.array_equal(array, copy) for array, copy in zip(inputs, before, strict=True))
+
+
+def test_references_agree_with_torch() -> None:
+    """The references themselves, against somebody else's definition of the same operation."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+
+    def both(name: str, **sizes: int) -> tuple[list, np.ndarray]:
+        workload = load(name)
+        problem = workload.make_problem(**sizes)
+        inputs = workload.make_inputs(problem, 3)
+        return [torch.from_numpy(array) for array in inputs], workload.reference(problem, inputs)[0]
+
+    (x, w), got = both("conv2d", B=2, C=3, H=9, W=7, O=4, R=3)
+    np.testing.assert_allclose(got, functional.conv2d(x, w).numpy(), rtol=1e-4, atol=1e-5)
+    (q, k, v), got = both("attention", H=3, SQ=5, SK=11, D=7)
+    expected = functional.scaled_dot_product_attention(q, k, v)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+    (x, gain, bias), got = both("layer_norm", ROWS=5, COLS=11)
+    np.testing.assert_allclose(got, functional.layer_norm(x, (11,), gain, bias).numpy(), rtol=1e-4, atol=1e-5)
+    (x, w1, w2), got = both("mlp", T=3, D=5, H=11, O=7)
+    expected = functional.gelu(x @ w1, approximate="tanh") @ w2
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_refuses_a_filter_beyond_the_image() -> None:
+    with pytest.raises(UserError, match="R=5"):
+        load("conv2d").make_problem(B=1, C=1, H=4, W=9, O=1, R=5)

@@ -16,9 +16,9 @@ LAYERS = [
     ("records",),
     ("workloads", "devices", "stats", "graph"),
     ("ops",),
-    ("measure", "store", "dataset", "serialize", "tokens", "features"),
-    ("model", "examples", "train"),
-    ("predictor", "baselines"),
+    ("measure", "store", "dataset", "sittings", "serialize", "tokens", "features", "familiarity"),
+    ("model", "train"),
+    ("baselines", "predictor", "recipe"),
     ("search", "evaluate", "replay", "gate", "report", "template"),
     ("integrations", "pytest_plugin", "present", "cli"),
 ]

@@ -108,6 +108,17 @@ def test_quick_attention_equals_its_definition():
         assert (a - b).abs().max() < 1e-12
 
 
+def test_autocast_stays_near_float32():
+    backbone = decoder.build(CONFIGS["llama"], seed=8)
+    prefix_ids, suffixes = case()
+    want = decoder.encode_suffixes(backbone, decoder.encode_prefix(backbone, prefix_ids), *decoder.pad(suffixes))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = decoder.encode_suffixes(backbone, decoder.encode_prefix(backbone, prefix_ids), *decoder.pad(suffixes))
+    (got.float().square().sum()).backward()
+    assert 0 < (got - want).abs().max() < 0.1
+    assert all(torch.isfinite(p.grad).all() for p in backbone.base_model.parameters())
+
+
 def test_a_saved_folder_is_a_plain_transformers_model(tmp_path):
     backbone = decoder.build(CONFIGS["llama"], seed=5)
     backbone.save_pretrained(tmp_path)

@@ -1,7 +1,4 @@
 import dataclasses
-import multiprocessing
-import os
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -280,50 +277,58 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert sqlite3.connect(tmp_path / "s").execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def _fill_under_a_limit(path: Path, pipe) -> None:  # type: ignore[no-untyped-def]
-    """Runs in a process of its own: a file-size limit is what the operating system says when a file cannot grow."""
-    with Store(path) as store:
-        store.add([row()])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        stored = 1
-        try:
-            for tile in range(100, 2000):
-                stored += store.add([row(tile, samples=(1.5,) * 200)])
-        except UserError as error:
-            pipe.send((stored, str(error)))
-    os._exit(0)
+# What runs in a process of its own: this file's folder is argument 2, since pytest's import mode hides test modules.
+PROLOGUE = """
+import resource, sys
+from costmodel.records import UserError
+from costmodel.store import Store
+sys.path.insert(0, sys.argv[2])
+from test_store import row
+"""
+
+
+def start(code: str, path: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PROLOGUE + code, str(path), str(Path(__file__).parent), *more]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_file_that_cannot_grow_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_fill_under_a_limit, args=(tmp_path / "s", theirs))
-    process.start()
-    assert ours.poll(60)
-    stored, message = ours.recv()
-    process.join(30)
+    """A limit on the file size is what the operating system says when a file cannot grow."""
+    code = """
+with Store(sys.argv[1]) as store:
+    stored = store.add([row()])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    try:
+        for tile in range(100, 2000):
+            stored += store.add([row(tile, samples=(1.5,) * 200)])
+    except UserError as error:
+        print(stored, error, flush=True)
+"""
+    stored, message = start(code, tmp_path / "s").communicate(timeout=60)[0].split(" ", 1)
     assert "free space and run again" in message
     with Store(tmp_path / "s") as store:
-        assert len(list(store.measurements())) == stored > 1
-
-
-def _append(path: Path, barrier, first: int) -> None:  # type: ignore[no-untyped-def]
-    barrier.wait(60)
-    with Store(path) as store:
-        for tile in range(first, first + 15):
-            store.add([row(tile), row(7, at=f"2026-{tile}")])
+        assert len(list(store.measurements())) == int(stored) > 1
 
 
 def test_processes_that_make_and_fill_one_store_at_once(tmp_path: Path) -> None:
     """Three writers open a file that is not there yet, at the same moment."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(3)
-    writers = [context.Process(target=_append, args=(tmp_path / "s", barrier, 1000 * i)) for i in (1, 2, 3)]
+    code = """
+print("ready", flush=True)
+sys.stdin.readline()
+first = int(sys.argv[3])
+with Store(sys.argv[1]) as store:
+    for tile in range(first, first + 15):
+        store.add([row(tile), row(7, at=f"2026-{tile}")])
+"""
+    writers = [start(code, tmp_path / "s", str(1000 * i)) for i in (1, 2, 3)]
+    assert [writer.stdout.readline() for writer in writers if writer.stdout] == ["ready\n"] * 3
     for writer in writers:
-        writer.start()
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     for writer in writers:
-        writer.join(90)
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+        writer.communicate(timeout=90)
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
     with Store(tmp_path / "s") as store:
         assert len(list(store.measurements())) == 90
         assert len(list(store.combined())) == 46
@@ -333,10 +338,8 @@ def test_processes_that_make_and_fill_one_store_at_once(tmp_path: Path) -> None:
     assert [number for (number,) in numbers] == list(range(1, 46))
 
 
-ENDLESS = """
-import sys
-sys.path.insert(0, sys.argv[2])
-from test_store import Store, row
+def test_kill_9_keeps_all_that_was_committed(tmp_path: Path) -> None:
+    code = """
 with Store(sys.argv[1]) as store:
     tile = 0
     while True:
@@ -344,19 +347,13 @@ with Store(sys.argv[1]) as store:
         tile += 5
         print(tile, flush=True)
 """
-
-
-def test_kill_9_keeps_all_that_was_committed(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, str(tmp_path / "s"), str(Path(__file__).parent)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start(code, tmp_path / "s")
     assert process.stdout is not None
     said = [int(process.stdout.readline()) for _ in range(20)]
     time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     said += [int(line) for line in process.stdout.read().splitlines()]
-    process.wait(30)
+    process.communicate(timeout=30)
     with Store(tmp_path / "s") as store:
         tiles = [int(m.variant.config["TILE"]) for m in store.measurements()]
         assert tiles == list(range(len(tiles)))

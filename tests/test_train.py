@@ -1,5 +1,6 @@
 """Training learns, resumes exactly and obeys its schedule."""
 
+import itertools
 import math
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_digits_are_learned():
     rng = np.random.default_rng(3)
     numbers = rng.permutation(np.arange(1, 1000))
     members = tiny("digits")
-    train([numbers_group(numbers[:900], [11])], TrainConfig(steps=150), members=members)
+    train([numbers_group(numbers[:900], [11])], TrainConfig(steps=200, suffixes=64, adamw_lr=5e-3), members=members)
     held_out = numbers_group(numbers[900:930], [11])
     assert spearmanr(predict(members[0], held_out).mean(), held_out.z).statistic > 0.9
 
@@ -137,7 +138,7 @@ def test_next_token_stage_learns_the_text_and_leaves_the_head_alone():
     text = [1, 2, 3, 4, 5, 6, 7] * 40
     members = tiny()
     head = [p.clone() for p in members[0].head.parameters()]
-    config = TrainConfig(objective="next-token", steps=40, window=20, windows=4, warmup_steps=5)
+    config = TrainConfig(objective="next-token", steps=80, window=20, windows=4, warmup_steps=5)
     summary = train([text], config, members=members)
     last = members[0].backbone(input_ids=torch.tensor([text[:20]])).logits[0]
     assert last[2:].argmax(-1).tolist() == text[3:21]
@@ -151,7 +152,7 @@ def test_schedule_and_optimizer_split():
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == pytest.approx(1.0)
     assert shares.index(max(shares)) in (9, 10)
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
     assert 0.03 <= shares[-1] < 0.032
     [member] = tiny()
     network = torch.nn.ModuleDict({"backbone": member.backbone, "head": member.head})

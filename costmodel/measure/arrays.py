@@ -7,6 +7,7 @@ comparing the kernel's private view with the shared original.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _PAGE = mmap.PAGESIZE
 GUARD_BYTES = 1 << 20
 _CANARY = 0xC5
 _READ, _WRITE, _NONE = mmap.PROT_READ, mmap.PROT_WRITE, 0
-_PRIVATE, _SHARED, _ANONYMOUS, _FIXED, _POPULATE = 0x2, 0x1, 0x20, 0x10, 0x8000
+_PRIVATE, _ANONYMOUS, _FIXED, _POPULATE = 0x2, 0x20, 0x10, 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -50,7 +51,7 @@ def _between_guards(size: int, flags: int, descriptor: int = -1) -> int:
 
 @dataclass(frozen=True)
 class Original:
-    """An input array in a memory file: this process sees it read-only, each child gets a private view."""
+    """An input array in a sealed memory file: read-only for everyone, and each child gets a private view."""
 
     descriptor: int
     address: int
@@ -58,14 +59,15 @@ class Original:
 
     @staticmethod
     def of(array: np.ndarray[Any, Any]) -> Original:
-        data = np.ascontiguousarray(array)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         size = _pages(data.nbytes)
-        descriptor = os.memfd_create("input")
+        descriptor = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(descriptor, "wb", closefd=False) as file:
+            data.tofile(file)
         os.truncate(descriptor, size)
-        address = _map(None, size, _READ | _WRITE, _SHARED, descriptor)
-        _bytes_at(address, size)[: data.nbytes] = data.reshape(-1).view(np.uint8)
-        _map(address, size, _READ, _SHARED | _FIXED, descriptor)
-        return Original(descriptor, address, size)
+        # A child inherits the descriptor; sealed, a stray write() to it cannot reach the original either.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        return Original(descriptor, _map(None, size, _READ, _PRIVATE, descriptor), size)
 
     def view(self) -> int:
         """Address of a private copy-on-write view between guards."""
@@ -138,4 +140,6 @@ def mismatch(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], toleranc
             worst, scale = max(worst, float(error.max())), max(scale, float(high.max()))
     if worst <= tolerance * scale:
         return ""
-    return f"largest error {worst:.3g} where {tolerance * scale:.3g} is allowed (tolerance {tolerance:g} of {scale:.3g})"
+    return (
+        f"largest error {worst:.3g} where {tolerance * scale:.3g} is allowed (tolerance {tolerance:g} of {scale:.3g})"
+    )

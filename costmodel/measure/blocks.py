@@ -7,16 +7,20 @@ Why: what varies on a machine is between moments, not between samples of one pro
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from costmodel.records import Measurement, Runner, Variant
+from costmodel.records import Measurement, Runner, UserError, Variant
 
 BLOCK_SIZE = 40
 DRIFT_LIMIT = 0.03
 RETRIES = 2
+SHARE = 0.25
+FRESH_S = 0.5
 TIE = 0.05
 
 Measure = Callable[[Sequence[Variant]], list[Measurement]]
@@ -39,25 +43,61 @@ def drift(before_us: float, after_us: float) -> float:
     return max(before_us, after_us) / min(before_us, after_us) - 1.0
 
 
-def take_block(variants: Sequence[Variant], *, measure: Measure, sentinel_us: Callable[[], float]) -> list[Measurement]:
+class Sentinel:
+    """Readings of the sentinel in microseconds; the one that ends a block also begins the next that follows at once."""
+
+    def __init__(self, read: Callable[[], float], *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._read, self._clock_s = read, clock_s
+        self._last_us, self._at_s = 0.0, -math.inf
+
+    def before(self) -> float:
+        return self._last_us if self._clock_s() - self._at_s < FRESH_S else self.after()
+
+    def after(self) -> float:
+        self._last_us, self._at_s = self._read(), self._clock_s()
+        return self._last_us
+
+
+class Patience:
+    """How often a drifting block may be taken again: RETRIES times, but over a run not above one retry in four blocks.
+
+    On a machine that never calms, retries would triple the time and better nothing.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = self.retries = 0
+
+    def retry(self, attempt: int) -> bool:
+        """Whether the block may be taken again after its attempt of this number (from 0); counts what it grants."""
+        self.blocks += attempt == 0
+        granted = attempt < RETRIES and self.retries < RETRIES + SHARE * self.blocks
+        self.retries += granted
+        return granted
+
+
+def take_block(
+    variants: Sequence[Variant], *, measure: Measure, sentinel: Sentinel, patience: Patience
+) -> list[Measurement]:
     """Measure a block between two readings of the sentinel; where it drifted, discard the times and take them again.
 
-    Failures stand: they do not depend on the clock. After RETRIES the calmest attempt is kept, with its drift in
+    Failures stand: they do not depend on the clock. When patience ends, the calmest attempt is kept, with its drift in
     `counters` as "drift". Same length and order as `variants`.
     """
     result: dict[int, Measurement] = {}
     left = list(range(len(variants)))
-    best, calmest = {}, float("inf")
-    before = sentinel_us()
-    for _ in range(RETRIES + 1):
+    best, calmest = {}, math.inf
+    before = sentinel.before()
+    for attempt in range(RETRIES + 1):
         taken = dict(zip(left, measure([variants[i] for i in left]), strict=True))
         result.update({i: m for i, m in taken.items() if m.status != "ok"})
         left = [i for i in left if i not in result]
-        after = sentinel_us()
+        if not left:
+            break
+        after = sentinel.after()
         moved = drift(before, after)
         if moved < calmest:
             best, calmest = taken, moved
-        if moved <= DRIFT_LIMIT:
+        if moved <= DRIFT_LIMIT or not patience.retry(attempt):
             break
         before = after
     for i in left:
@@ -92,7 +132,10 @@ class Confirmation:
 
 
 def confirm(runner: Runner, variants: Sequence[Variant], *, rounds: int = 5, seed: int = 0) -> Confirmation:
-    """Measure all variants `rounds` times, each round in its own order, and rank by the median of their minima."""
+    """Measure all variants `rounds` times, each round in its own order, and rank by the median of their minima.
+
+    UserError where none of them gets through every round.
+    """
     rng = random.Random(seed)
     minima: dict[Variant, list[float]] = {variant: [] for variant in variants}
     failed: dict[Variant, Measurement] = {}
@@ -105,4 +148,7 @@ def confirm(runner: Runner, variants: Sequence[Variant], *, rounds: int = 5, see
             else:
                 failed[measurement.variant] = measurement
     standing = [(v, statistics.median(times)) for v, times in minima.items() if v not in failed]
+    if not standing:
+        reason = next(iter(failed.values())).error if failed else "there are no variants"
+        raise UserError(f"got no variant that runs {rounds} times in a row ({reason}), expected one; check the kernel")
     return Confirmation(tuple(sorted(standing, key=lambda item: item[1])), tuple(failed.values()))

@@ -114,9 +114,12 @@ class CompilePool:
         """One Build for each (source, config), same order. Equal ones are compiled once, ever."""
         keys = [self.key(source, config) for source, config in wanted]
         todo = {key: job for key, job in zip(keys, wanted, strict=True) if key not in self.known}
-        with ThreadPoolExecutor(self.jobs) as threads:
+        threads = ThreadPoolExecutor(self.jobs)
+        try:
             builds = threads.map(lambda item: self._build(item[0], *item[1]), todo.items())
             self.known.update(zip(todo, builds, strict=True))
+        finally:
+            threads.shutdown(cancel_futures=True)  # on an error or an interrupt the rest is not wanted
         return [self.known[key] for key in keys]
 
     def _build(self, key: str, source: str, config: Config) -> Build:
@@ -142,7 +145,9 @@ class CompilePool:
         if answer["code"] != 0 or not partial.is_file():
             partial.unlink(missing_ok=True)
             if "No space left on device" in answer["said"]:  # says nothing about the kernel
-                raise UserError(f"the disk of {self.cache} or of the temporary folder is full; free space and run again")
+                raise UserError(
+                    f"the disk of {self.cache} or of the temporary folder is full; free space and run again"
+                )
             return Build(None, _reason(answer, self.timeout_s))
         os.replace(partial, library)
         return Build(library)

@@ -49,8 +49,12 @@ def address_space_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def limit(*, memory_bytes: int, cpu_s: float) -> None:
-    """Bound what this process may still take: `memory_bytes` beyond what it has mapped now, processor seconds, files."""
+    """Bound what this process may still take: `memory_bytes` beyond what it has mapped now, processor time, files."""
     space = address_space_bytes() + memory_bytes
     seconds = int(cpu_s) + 1
     for what, soft in (

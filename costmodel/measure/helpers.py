@@ -34,7 +34,7 @@ class Helper:
         os.close(theirs_out)
 
     def ask(self, message: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-        """The answer to a message. Raises channel.Closed where the helper died, channel.Late where it takes too long."""
+        """The answer to a message. Raises channel.Closed where the helper died, channel.Late where it is too slow."""
         channel.send(self._to, message)
         return channel.receive(self._from, timeout_s=timeout_s)
 

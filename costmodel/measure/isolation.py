@@ -24,7 +24,9 @@ class Isolated:
 
     def __init__(self) -> None:
         if sys.platform != "linux":
-            raise UserError(f"got platform {sys.platform}, expected linux, whose process control isolation needs; run there")
+            raise UserError(
+                f"got platform {sys.platform}, expected linux, whose process control isolation needs; run there"
+            )
         self.helper: Helper | None = None
 
     def run(self, task: Task) -> Outcome:

@@ -21,8 +21,11 @@ from costmodel.measure import channel
 SAID_BYTES = 64 << 10
 
 
-def run(request: dict[str, Any], parent_gone: int) -> dict[str, Any]:
-    """Run request["command"] with request["text"] as its input. code None: it ran past request["timeout_s"]."""
+def run(request: dict[str, Any], gone: set[int]) -> dict[str, Any]:
+    """Run request["command"] with request["text"] as its input. code None: it ran past request["timeout_s"].
+
+    `gone`: descriptors that stir when the supervisor has closed or died; this process then ends.
+    """
     os.sched_setaffinity(0, request["cores"])
     said, text = os.memfd_create("said"), os.memfd_create("text")
     try:
@@ -33,13 +36,13 @@ def run(request: dict[str, Any], parent_gone: int) -> dict[str, Any]:
         )
         ended = os.pidfd_open(process.pid)
         deadline = time.monotonic() + request["timeout_s"]
-        ready = channel.wait_readable([ended, parent_gone], deadline - time.monotonic())
+        ready = channel.wait_readable([ended, *gone], deadline - time.monotonic())
         os.close(ended)
         if ended not in ready:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-        if parent_gone in ready:
+        if ready & gone:
             sys.exit(0)
         return {"code": code if ready else None, "said": os.pread(said, SAID_BYTES, 0).decode(errors="replace")}
     except OSError as error:
@@ -54,7 +57,8 @@ def main() -> None:
     parent_gone = os.pidfd_open(parent)
     with contextlib.suppress(channel.Closed):
         while True:
-            channel.send(answers, run(channel.receive(requests, gone=parent_gone), parent_gone))
+            request = channel.receive(requests, gone=parent_gone)
+            channel.send(answers, run(request, {parent_gone, requests}))
 
 
 if __name__ == "__main__":

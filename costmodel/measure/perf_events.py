@@ -30,7 +30,9 @@ class Counters:
         libc = ctypes.CDLL(None, use_errno=True)
         flags = _DISABLED | _INHERIT | _NO_KERNEL | _NO_HYPERVISOR
         for name, event in _EVENTS.items():
-            attribute = struct.pack("<IIQQQQQ", 0, _ATTRIBUTE_BYTES, event, 0, 0, 0, flags).ljust(_ATTRIBUTE_BYTES, b"\0")
+            attribute = struct.pack("<IIQQQQQ", 0, _ATTRIBUTE_BYTES, event, 0, 0, 0, flags).ljust(
+                _ATTRIBUTE_BYTES, b"\0"
+            )
             descriptor = libc.syscall(number, attribute, 0, -1, -1, 0)
             if descriptor >= 0:
                 self.descriptors[name] = descriptor

@@ -2,8 +2,8 @@
 
     python -m costmodel.measure.worker REQUEST_FD ANSWER_FD PARENT_PID
 
-It imports numpy and the standard library, never torch, and has one thread, so a fork is cheap and safe. It ends when its
-supervisor does. Forking per task costs 1-3 ms and buys a clean state: a kernel can spoil its own child and no more.
+It imports numpy and the standard library, never torch, and has one thread, so a fork is cheap and safe. It ends when
+its supervisor does. A fork per task costs a few ms and buys a clean state: a kernel spoils its own child and no more.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def free_memory_bytes() -> int:
 
 
 class Zygote:
+    """Serves tasks from one pipe, outcomes into another, one child at a time."""
+
     def __init__(self, requests: int, answers: int, parent: int) -> None:
         self.requests, self.answers = requests, answers
         self.parent_gone = os.pidfd_open(parent)
@@ -85,6 +87,7 @@ class Zygote:
             return Outcome("launch_error", error=f"inputs or reference failed: {type(error).__name__}: {error}")
         gc.freeze()  # keep the collector from touching, and so copying, shared pages in the child
         printed = os.memfd_create("printed")
+        own_bytes = containment.resident_bytes() + prepared.bytes
         reading, writing = os.pipe2(os.O_CLOEXEC)
         me = os.getpid()
         child = os.fork()
@@ -93,7 +96,7 @@ class Zygote:
             self.become_child(task, prepared, writing, printed, me)
         os.close(writing)
         try:
-            return self.attend(task, child, reading, printed)
+            return self.attend(task, child, reading, printed, own_bytes)
         finally:
             os.close(reading)
             os.close(printed)
@@ -112,9 +115,7 @@ class Zygote:
             os.dup2(printed, 2)
             os.sched_setaffinity(0, task.cores)
             cpu_s = (task.timeout_s + 1) * len(task.cores)
-            outcome = execute(
-                task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s)
-            )
+            outcome = execute(task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s))
             channel.send(writing, outcome.encode())
         except MemoryError as error:
             channel.send(writing, Outcome("crash", error=f"out of memory: {error}").encode())
@@ -124,12 +125,15 @@ class Zygote:
         finally:
             os._exit(0)
 
-    def attend(self, task: Task, child: int, reading: int, printed: int) -> Outcome:
-        """Wait for the child's message and end, or for the deadline; leave no process behind."""
+    def attend(self, task: Task, child: int, reading: int, printed: int, own_bytes: int) -> Outcome:
+        """Wait for the child's message and end, or for the deadline; leave no process behind.
+
+        Between tasks nothing is sent, so a stir in `requests` means that the supervisor has closed or died.
+        """
         deadline = time.monotonic() + task.timeout_s
         ended = os.pidfd_open(child)
         data, late, orphaned = b"", False, False
-        watched = [ended, reading, self.parent_gone]
+        watched = [ended, reading, self.parent_gone, self.requests]
         while True:
             ready = channel.wait_readable(watched, deadline - time.monotonic())
             if reading in ready:
@@ -137,7 +141,7 @@ class Zygote:
                 data += piece
                 if not piece:
                     watched.remove(reading)
-            late, orphaned = not ready, self.parent_gone in ready
+            late, orphaned = not ready, bool(ready & {self.parent_gone, self.requests})
             if late or orphaned or ready == {ended} or len(data) > channel.LIMIT_BYTES:
                 break
         os.close(ended)
@@ -153,11 +157,11 @@ class Zygote:
         words = os.pread(printed, 4096, max(0, size - 4096)).decode(errors="replace")
         if late:
             return Outcome("timeout", error=f"no result after {task.timeout_s:g} s")
-        return verdict(task, data, status, usage.ru_maxrss * 1024, left, size, words)
+        return verdict(task, data, status, usage.ru_maxrss * 1024 - own_bytes, left, size, words)
 
 
 def verdict(
-    task: Task, data: bytes, status: int, peak_bytes: int, left_behind: int, printed_bytes: int, words: str
+    task: Task, data: bytes, status: int, taken_bytes: int, left_behind: int, printed_bytes: int, words: str
 ) -> Outcome:
     """What a child's message and end mean together. No message is a crash, whatever the exit code says."""
     try:
@@ -170,14 +174,15 @@ def verdict(
         extra = (("printed_bytes", float(printed_bytes)),) if printed_bytes else ()
         return Outcome(outcome.status, outcome.samples_us, outcome.error, outcome.counters + extra)
     if not os.WIFSIGNALED(status):
-        return Outcome("crash", error=f"the kernel ended the process, exit code {os.waitstatus_to_exitcode(status)}")
+        what = "garbled its result" if data else "ended the process"
+        return Outcome("crash", error=f"the kernel {what}, exit code {os.waitstatus_to_exitcode(status)}")
     number = os.WTERMSIG(status)
     if number == signal.SIGXCPU:
         return Outcome("timeout", error="processor time used up")
     reason = containment.describe_signal(number)
-    if peak_bytes > 0.8 * task.memory_bytes or "bad_alloc" in words:
+    if taken_bytes > 0.7 * task.memory_bytes or "bad_alloc" in words:
         limit = task.memory_bytes / 2**30
-        reason = f"out of memory: {reason} at {peak_bytes / 2**30:.2f} GiB of {limit:.2f} GiB allowed"
+        reason = f"out of memory: {reason} after {taken_bytes / 2**30:.2f} GiB of {limit:.2f} GiB allowed"
     last = [line.strip() for line in words.splitlines() if line.strip().isprintable() and line.strip()]
     return Outcome("crash", error=f"{reason}: {last[-1][:200]}" if last else reason)
 

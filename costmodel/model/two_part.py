@@ -110,9 +110,7 @@ def two_part_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer: Any = prefix.layers[module.layer_idx]  # type: ignore[index]
     # under autocast RoPE leaves queries and keys in float32 beside bfloat16 values
-    query, key, shared_key, shared_value = (
-        x.to(value.dtype) for x in (query, key, layer.keys[0], layer.values[0])
-    )
+    query, key, shared_key, shared_value = (x.to(value.dtype) for x in (query, key, layer.keys[0], layer.values[0]))
     length, own = query.shape[2], key.shape[2]
     if query.device.type == "cpu" and own == length and key.shape[1] == query.shape[1]:
         out = _TwoFlashes.apply(query, key, value, shared_key, shared_value, scale)

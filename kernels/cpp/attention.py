@@ -9,7 +9,7 @@ from costmodel.workloads import cpp_workload, form
 
 
 def make_problem(*, H: int, SQ: int, SK: int, D: int) -> Problem:
-    """H heads: Q and O are [H, SQ, D], K and V are [H, SK, D]; any size from 1 on. An exponential counts as one flop."""
+    """H heads: Q and O are [H, SQ, D], K and V are [H, SK, D]; any size from 1 on. exp counts as one flop."""
     if min(H, SQ, SK, D) < 1:
         raise UserError(f"got H={H},SQ={SQ},SK={SK},D={D}, expected sizes of at least 1; give positive sizes")
     return Problem(
@@ -61,7 +61,7 @@ WORKLOAD = cpp_workload(
     default=Config.of(LANES=8, QB=2, KB=1, KEYS_ACROSS=0, LIBM=1, THREADS=1),
     make_problem=make_problem,
     problems={
-        "short": {"H": 64, "SQ": 64, "SK": 64, "D": 32},
+        "short": {"H": 96, "SQ": 64, "SK": 64, "D": 32},
         "long": {"H": 2, "SQ": 128, "SK": 1024, "D": 64},  # a row of scores no longer shares L1 with the keys
         "decode": {"H": 20, "SQ": 1, "SK": 1536, "D": 64},  # one query: 16 MB of keys and values stream past
         "odd": {"H": 7, "SQ": 97, "SK": 203, "D": 41},  # tails in every direction

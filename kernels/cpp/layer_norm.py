@@ -65,7 +65,7 @@ WORKLOAD = cpp_workload(
     make_problem=make_problem,
     problems={
         "model": {"ROWS": 3072, "COLS": 768},  # a transformer's rows: each fits L1
-        "short": {"ROWS": 60000, "COLS": 24},  # the row's overhead decides
+        "short": {"ROWS": 50000, "COLS": 24},  # the row's overhead decides
         "long": {"ROWS": 36, "COLS": 65536},  # a row fits L2, not L1
         "huge": {"ROWS": 10, "COLS": 200003},  # a row is read from beyond L2 twice
         "odd": {"ROWS": 8009, "COLS": 333},

@@ -4,6 +4,8 @@ So that a model must read, the words of a text (loop_nest_text.py) are drawn apa
 (loop_nest_plan.py), and no two numbers give the same text.
 """
 
+from __future__ import annotations
+
 import math
 import random
 from pathlib import Path
@@ -14,11 +16,13 @@ from costmodel.workloads import load_module
 # Files here are loaded by path, so the neighbours are too.
 _plan = load_module(Path(__file__).with_name("loop_nest_plan.py"))
 _text = load_module(Path(__file__).with_name("loop_nest_text.py"))
+Plan, Statement, Choices = _plan.Plan, _plan.Statement, _text.Choices
 
 LONGEST_SUM = 1 << 22  # integers in one reduction: with the plan's INTEGER_BOUND below 2**31
 POINTS = (2_000, 4_000_000)  # of an iteration space; the reference must stay quick
-MOST_BYTES = 64 << 20  # of all arrays of a problem
-TARGET_US = {"small": 250.0, "large": 2500.0, "odd": 900.0}
+MOST_BYTES = 32 << 20  # of all arrays of a problem
+TARGET_US = {"small": 350.0, "large": 1800.0, "odd": 700.0}
+SLOW_NS = {"exp": 4.0, "sqrt": 0.5, "ratio": 0.5, "select": 0.5}  # a call for each exponential, as no header is read
 TABLE_ROWS = {"small": 300, "large": 20_000, "odd": 4_001}
 LONGEST_TEXT = 3000  # characters: a prompt has to hold it
 
@@ -33,7 +37,7 @@ def starts_in_sum(plan: Plan, order: tuple[int, ...]) -> bool:
 
 def may_use_simd(plan: Plan, statement: Statement, order: tuple[int, ...]) -> bool:
     """The innermost loop carries no dependence, or only through a scalar that a reduction clause names."""
-    return order[-1] not in statement.reduced or sums_in_scalar(plan, statement, order)
+    return order[-1] not in statement.reduced or _text.sums_in_scalar(plan, statement, order)
 
 
 def draw_choices(rng: random.Random, plan: Plan) -> Choices:
@@ -51,7 +55,7 @@ def draw_choices(rng: random.Random, plan: Plan) -> Choices:
     inner = [("UNROLL", rng.choice(((1, 2, 4, 8), (1, 4), (1, 8))))]
     if all(may_use_simd(plan, statement, order) for statement in plan.statements for order in orders):
         inner += [("SIMD", (0, 1))]
-    lone = [s for s in plan.statements if len(s.reduced) == 1 and sums_in_scalar(plan, s, orders[0])]
+    lone = [s for s in plan.statements if len(s.reduced) == 1 and _text.sums_in_scalar(plan, s, orders[0])]
     if lone and len(orders) == 1 and plan.depth > 1:
         inner += [("ACC", rng.choice(((1, 4, 8), (1, 4), (1, 2, 4, 8))))]
     optional: list[tuple[str, tuple[int, ...]]] = [("OPT", (2, 3)), ("VECTOR_BITS", (256, 512)), rng.choice(inner)]
@@ -75,28 +79,37 @@ def draw_choices(rng: random.Random, plan: Plan) -> Choices:
 # ---- sizes and the Workload ----
 
 
-def draw_problems(rng: random.Random, plan: Plan) -> dict[str, dict[str, int]]:
-    """Three contrasting sets of sizes, aimed at TARGET_US by a rough cost a point: operations and compulsory bytes."""
-    width = 8 if plan.dtype == "f64" else 4
-    full = sum(1 for array in plan.arrays if len(array.axes) == plan.depth)
-    slow = sum(1 for statement in plan.statements for name in walk(statement.tree) if name in ("exp", "sqrt", "ratio"))
-    points_us = 1e-3 * (0.06 * len(plan.statements) + 0.03 * sum(operations(s.tree) for s in plan.statements)
-                        + 0.05 * width * full + 0.5 * slow)  # fmt: skip
+def draw_problems(rng: random.Random, plan: Plan, choices: Choices, op: str) -> dict[str, Problem]:
+    """Three contrasting sets of sizes, aimed at TARGET_US by a rough cost a point and kept under MOST_BYTES."""
     problems = {}
     for name, target_us in TARGET_US.items():
-        points = min(max(target_us / points_us, POINTS[0]), POINTS[1])
-        shares = [rng.uniform(0.7, 1.3) if name == "small" else rng.uniform(0.35, 1.65) for _ in range(plan.depth)]
-        sizes = [max(2, round(points ** (share / sum(shares)))) for share in shares]
-        sizes = [size | 1 if name == "odd" else size // 8 * 8 if size >= 16 else size for size in sizes]
-        if plan.has_table:
-            sizes.append({"small": 300, "large": 20_000, "odd": 4_001}[name])
-        problems[name] = dict(zip(plan.sizes, sizes, strict=True))
+        points = min(max(target_us / point_us(plan, choices), POINTS[0]), POINTS[1])
+        spread = 0.3 if name == "small" else 0.65
+        shares = [rng.uniform(1 - spread, 1 + spread) for _ in range(plan.depth)]
+        rows = [TABLE_ROWS[name]] if plan.has_table else []
+        while True:
+            sizes = [max(2, round(points ** (share / sum(shares)))) for share in shares]
+            sizes = [size | 1 if name == "odd" else size // 8 * 8 if size >= 16 else size for size in sizes]
+            problem = make_problem(plan, op, dict(zip(plan.sizes, [*sizes, *rows], strict=True)))
+            if problem.bytes <= MOST_BYTES:
+                break
+            points, rows = points * 0.6, [max(1, row // 2) for row in rows]
+        problems[name] = problem
     return problems
 
 
-def walk(tree: Tree) -> list[str]:
-    """The names of all nodes."""
-    return [tree[0], *(name for operand in tree[1:] if isinstance(operand, tuple) for name in walk(operand) if operand)]
+def point_us(plan: Plan, choices: Choices) -> float:
+    """A rough cost of one point for a good variant: operations, bytes and strides of full-size arrays, chained sums."""
+    trees = [statement.tree for statement in plan.statements]
+    width = 8 if plan.dtype == "f64" else 4
+    full = [array for array in plan.arrays if len(array.axes) == plan.depth]
+    strided = min(sum(array.axes[-1].dim != order[-1] for array in full) for order in choices.orders)
+    slow = sum(cost * _plan.node_names(tree).count(name) for tree in trees for name, cost in SLOW_NS.items())
+    quick = sum(_plan.operations(tree) for tree in trees)
+    regroups = plan.dtype == "i32" or any(choices.has(name) for name in ("FASTMATH", "SIMD", "ACC"))
+    chained = 0 if regroups else sum(statement.how == "sum" for statement in plan.statements)
+    cost_ns = 0.06 * len(trees) + 0.03 * quick + 0.05 * width * len(full) + slow + 1.5 * strided + 1.5 * chained
+    return 1e-3 * cost_ns
 
 
 def make_problem(plan: Plan, op: str, sizes: dict[str, int]) -> Problem:
@@ -107,13 +120,13 @@ def make_problem(plan: Plan, op: str, sizes: dict[str, int]) -> Problem:
     longest = max(math.prod(sizes[plan.sizes[dim]] for dim in s.reduced) for s in plan.statements)
     if plan.dtype == "i32" and longest > LONGEST_SUM:
         raise UserError(f"got a reduction of {longest} integers, expected at most {LONGEST_SUM}; give fewer")
-    specs = tuple(TensorSpec(shape_of(plan, array, sizes), array.dtype) for array in plan.arrays)
+    specs = tuple(TensorSpec(_plan.shape_of(plan, array, sizes), array.dtype) for array in plan.arrays)
     width = {"f32": 4, "f64": 8, "i32": 4}
     return Problem(
         op=op,
         inputs=specs[: plan.num_inputs],
         params=tuple((name, sizes[name]) for name in plan.sizes),
-        flops=points * sum(operations(s.tree) + bool(s.how) for s in plan.statements),
+        flops=points * sum(_plan.operations(s.tree) + bool(s.how) for s in plan.statements),
         bytes=sum(math.prod(spec.shape) * width[spec.dtype] for spec in specs),
     )
 
@@ -128,23 +141,26 @@ def is_valid(plan: Plan, choices: Choices, config: Config, device: Device) -> bo
 
 def generate(number: int) -> Workload:
     """The kernel of that number; `costmodel.workloads.load("loop_nest:17")` comes here."""
-    rng = random.Random(f"loop nest {number}")
-    plan = draw_plan(rng)
-    choices = draw_choices(rng, plan)
-    source = Writer(plan, draw_style(rng, plan), choices).text()
-    space = SearchSpace(choices.params, lambda config, problem, device: is_valid(plan, choices, config, device))
     name = f"loop_nest:{number}"
-    sizes = draw_problems(rng, plan)
+    rng = random.Random(name)
+    source = ""
+    while not source or len(source) > LONGEST_TEXT:
+        plan = _plan.draw_plan(rng)
+        choices = draw_choices(rng, plan)
+        source = _text.Writer(plan, _text.draw_style(rng, plan), choices).text()
+    problems = draw_problems(rng, plan, choices, name)
+
+    def middle(key: str, values: tuple[int, ...]) -> int:
+        return values[len(values) // 2] if key == "TILE" else values[0]
+
     return Workload(
         kernel=Kernel(name, "cpp", source, choices.params),
-        space=space,
-        default=Config(
-            tuple((key, values[len(values) // 2] if key == "TILE" else values[0]) for key, values in choices.params)
-        ),
-        problems={key: make_problem(plan, name, value) for key, value in sizes.items()},
+        space=SearchSpace(choices.params, lambda config, problem, device: is_valid(plan, choices, config, device)),
+        default=Config(tuple((key, middle(key, values)) for key, values in choices.params)),
+        problems=problems,
         make_problem=lambda **sizes: make_problem(plan, name, sizes),
-        make_inputs=lambda problem, seed: make_inputs(plan, problem, seed),
-        reference=lambda problem, inputs: reference(plan, problem, inputs),
+        make_inputs=lambda problem, seed: _plan.make_inputs(plan, problem, seed),
+        reference=lambda problem, inputs: _plan.reference(plan, problem, inputs),
         tolerance={"f32": 2e-4, "f64": 1e-9, "i32": 0.0}[plan.dtype],
         path=Path(f"{Path(__file__).resolve()}:{number}"),
     )

@@ -31,13 +31,25 @@ SIZES = tuple(
         "P Q R S",
     )
 )
-ARRAYS = (
-    "src in lhs rhs img table weights grid field left right bias scale state u v A B X Y data mass rho phi keys "
-    "values mask gain query price noise frame plane coef"
-).split()
-OUTPUTS = "dst out result Z res target next sum_of y_out acc_out answer store".split()
-INDICES = "idx perm lookup order ids where".split()
-TABLES = "entries vocab T slots pool".split()
+ARRAYS = tuple(
+    word
+    for line in (
+        "src in lhs rhs img table weights grid field left right bias scale state u v A B X Y data mass rho phi",
+        "keys values mask gain query price noise frame plane coef",
+    )
+    for word in line.split()
+)
+OUTPUTS = ["dst", "out", "result", "Z", "res", "target", "next", "sum_of", "y_out", "acc_out", "answer", "store"]
+INDICES = ["idx", "perm", "lookup", "order", "ids", "where"]
+TABLES = ["entries", "vocab", "T", "slots", "pool"]
+DEPTHS = {
+    "map": (1, 2, 2, 3, 3, 4),
+    "stencil": (1, 2, 2, 2, 3),
+    "reduce": (1, 2, 2, 2, 3, 3, 3, 4),
+    "contract": (2, 3, 3, 4),
+    "gather": (1, 2, 2, 2, 3),
+    "pair": (1, 2, 2, 2, 3, 3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +103,8 @@ class Plan:
 
 def draw_plan(rng: random.Random) -> Plan:
     """A plan of one of six families."""
-    family = rng.choices(("map", "stencil", "reduce", "contract", "gather", "pair"), (3, 4, 5, 4, 3, 5))[0]
-    depth = {"map": rng.choice((1, 2, 2, 3, 4)), "stencil": rng.choice((1, 2, 2, 3)), "contract": rng.choice((2, 3, 3, 4)),
-             "gather": rng.choice((1, 2, 2, 3)), "reduce": rng.choice((1, 2, 2, 3, 3, 4)), "pair": rng.choice((1, 2, 2, 3))}[family]  # fmt: skip
+    family = rng.choices(list(DEPTHS), (3, 4, 5, 4, 3, 5))[0]
+    depth = rng.choice(DEPTHS[family])
     dtype = rng.choices(("f32", "f64", "i32"), (6, 3, 2))[0]
     names = rng.sample(ARRAYS, 5)
     reduced = _reduced_dims(rng, family, depth)
@@ -311,11 +322,22 @@ def reference(plan: Plan, problem: Problem, inputs: tuple[Any, ...]) -> tuple[An
 
 
 OPERATIONS: dict[str, Any] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
-    "xor": np.bitwise_xor, "abs": np.abs, "half": lambda x: x >> 1, "square": np.square,
-    "sqrt": lambda x: np.sqrt(np.abs(x) + 0.5), "exp": lambda x: np.exp(-np.abs(x)),
-    "cubic": lambda x: x * (1 + x * (0.5 + x * 0.125)), "ratio": lambda x, y: x / (1 + np.abs(y)), "select": lambda a, b, x, y: np.where(a < b, x, y),
-}  # fmt: skip
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "and": np.bitwise_and,
+    "xor": np.bitwise_xor,
+    "abs": np.abs,
+    "half": lambda x: x >> 1,
+    "square": np.square,
+    "sqrt": lambda x: np.sqrt(np.abs(x) + 0.5),
+    "exp": lambda x: np.exp(-np.abs(x)),
+    "cubic": lambda x: x * (1 + x * (0.5 + x * 0.125)),
+    "ratio": lambda x, y: x / (1 + np.abs(y)),
+    "select": lambda a, b, x, y: np.where(a < b, x, y),
+}
 
 
 def evaluate(plan: Plan, tree: Tree, values: list[Any], sizes: list[int]) -> Any:
@@ -343,3 +365,9 @@ def leaves_of(tree: Tree) -> list[Tree]:
     if tree[0] in ("load", "const"):
         return [tree] if tree[0] == "load" else []
     return [leaf for operand in tree[1:] for leaf in leaves_of(operand)]
+
+
+def node_names(tree: Tree) -> list[str]:
+    """The names of all nodes, the leaves' among them."""
+    operands = [] if tree[0] in ("load", "const") else tree[1:]
+    return [tree[0], *(name for operand in operands for name in node_names(operand))]

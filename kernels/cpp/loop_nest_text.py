@@ -1,15 +1,18 @@
 """How a generated loop nest is written: C++ text from a plan, in a style that is drawn apart from what it computes."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from costmodel.workloads import load_module
 
 # Files here are loaded by path, so a neighbour is too.
 _plan = load_module(Path(__file__).with_name("loop_nest_plan.py"))
+Array, Axis, Plan, Statement, Tree = _plan.Array, _plan.Axis, _plan.Plan, _plan.Statement, _plan.Tree
+leaves_of, operations = _plan.leaves_of, _plan.operations
 
 C_TYPE = {"f32": "float", "f64": "double", "i32": "int"}
 SIGNS = {"add": "+", "sub": "-", "mul": "*", "and": "&", "xor": "^"}
@@ -152,7 +155,7 @@ class Writer:
             return "0"
         text = indices[0]
         for axis, index in zip(array.axes[1:], indices[1:], strict=True):
-            left = text if text.isidentifier() or text.endswith("]") and " " not in text else f"({text})"
+            left = text if text.isidentifier() or (text.endswith("]") and " " not in text) else f"({text})"
             text = f"{left} * {self.extent(axis)} + {index}"
         return text
 
@@ -208,11 +211,11 @@ class Writer:
         self.put(f"const {self.type} {name} = {text};")
         return name
 
-    def expression(self, tree: Tree, leaf: Any) -> str:
+    def expression(self, tree: Tree, leaf: Callable[[Tree], str]) -> str:
         if tree[0] == "const":
             return self.constant(tree[1])
         if tree[0] == "load":
-            return str(leaf(tree))
+            return leaf(tree)
         return self.operation(tree[0], [self.expression(operand, leaf) for operand in tree[1:]])
 
     def constant(self, value: float) -> str:
@@ -411,7 +414,6 @@ class Writer:
             self.put(f"for (int lane = 0; lane < ACC; ++lane) {total}")
 
 
-
 def simple(text: str) -> bool:
     """An expression that needs no parentheses as an operand: a name, a number, an element or a call."""
     depth = 0
@@ -420,7 +422,6 @@ def simple(text: str) -> bool:
         if character == " " and depth == 0:
             return False
     return not text.startswith("-")
-
 
 
 def sums_in_scalar(plan: Plan, statement: Statement, order: tuple[int, ...]) -> bool:

@@ -4,9 +4,14 @@
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-// e^x by 2^n * polynomial (the coefficients are those of Cephes' expf); x is held within what f32 can express.
+// e^x by 2^n * polynomial (the coefficients are those of Cephes' expf), or lane by lane through libm.
 static inline vec exponential(vec x) {
-    x = x > -87.0f ? x : vec{} - 87.0f;
+    if (LIBM) {
+#pragma GCC unroll 16
+        for (int l = 0; l < LANES; ++l) x[l] = __builtin_expf(x[l]);
+        return x;
+    }
+    x = x > -87.0f ? x : vec{} - 87.0f;  // held within what f32 can express
     x = x < 87.0f ? x : vec{} + 87.0f;
     const vec shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the rounded exponent
     const vec n = shifted - 12582912.0f;
@@ -75,17 +80,12 @@ static void product(const float* a, long lda, const float* b, long ldb, float* c
     for (; i < count; ++i) rows<1>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth, width, fresh);
 }
 
-// gelu(x) = x * sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), in place; `count` is padded to whole vectors.
+// gelu(x) = x * sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), in place, over whole vectors: the tile has room.
 static void gelu(float* values, long count) {
     for (long j = 0; j < count; j += LANES) {
         vec x = *(const vec*)(values + j);
         const vec u = 0.7978845608f * (x + 0.044715f * x * x * x);
-        if (LIBM) {
-            for (int l = 0; l < LANES; ++l) x[l] *= 0.5f + 0.5f * __builtin_tanhf(u[l]);
-            *(vec*)(values + j) = x;
-        } else {
-            *(vec*)(values + j) = x / (1.0f + exponential(-2.0f * u));
-        }
+        *(vec*)(values + j) = x / (1.0f + exponential(-2.0f * u));
     }
 }
 

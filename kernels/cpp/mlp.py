@@ -52,13 +52,13 @@ WORKLOAD = cpp_workload(
         LIBM=(0, 1),
         THREADS=(1, 2),
     ),
-    default=Config.of(LANES=8, MR=4, NV=1, TT=16, HB=128, LIBM=1, THREADS=1),
+    default=Config.of(LANES=8, MR=4, NV=1, TT=16, HB=128, LIBM=0, THREADS=1),
     make_problem=make_problem,
     problems={
-        "block": {"T": 128, "D": 192, "H": 768, "O": 192},  # a transformer's proportions
+        "block": {"T": 160, "D": 192, "H": 768, "O": 192},  # a transformer's proportions
         "few": {"T": 5, "D": 512, "H": 2048, "O": 512},  # 8 MB of weights for five tokens
-        "small": {"T": 6000, "D": 32, "H": 64, "O": 16},  # activations weigh as much as products
-        "odd": {"T": 277, "D": 130, "H": 391, "O": 67},
+        "small": {"T": 8000, "D": 32, "H": 64, "O": 16},  # activations weigh as much as products
+        "odd": {"T": 397, "D": 130, "H": 391, "O": 67},
         "neck": {"T": 3000, "D": 256, "H": 24, "O": 256},  # a narrow hidden layer: traffic decides
     },
     make_inputs=make_inputs,

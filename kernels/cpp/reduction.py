@@ -58,7 +58,7 @@ WORKLOAD = cpp_workload(
     make_problem=make_problem,
     problems={
         "medium": {"ROWS": 4000, "COLS": 1000},
-        "tall": {"ROWS": 500000, "COLS": 5},
+        "tall": {"ROWS": 250000, "COLS": 5},
         "short": {"ROWS": 60000, "COLS": 61},
         "few": {"ROWS": 3, "COLS": 1300001},
         "single": {"ROWS": 1, "COLS": 4000037},

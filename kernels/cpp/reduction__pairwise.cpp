@@ -64,16 +64,23 @@ extern "C" void run(void* const* buffers, const long long* sizes) {
             const Stats s = reduce(x + r * cols, cols);
             sum[r] = s.sum, largest[r] = s.largest, squares[r] = s.squares;
         }
-    } else {
+        return;
+    }
+    // Thread t takes its share of the columns of every row.
+    Stats* part = (Stats*)__builtin_malloc(sizeof(Stats) * rows * THREADS);
+#pragma omp parallel num_threads(THREADS)
+    {
+#pragma omp for schedule(static)
+        for (int t = 0; t < THREADS; t++) {
+            const long from = cols * t / THREADS, to = cols * (t + 1) / THREADS;
+            for (long r = 0; r < rows; r++) part[t * rows + r] = reduce(x + r * cols + from, to - from);
+        }
+#pragma omp for schedule(static)
         for (long r = 0; r < rows; r++) {
-            Stats part[THREADS];
-#pragma omp parallel for schedule(static) num_threads(THREADS)
-            for (int t = 0; t < THREADS; t++) {
-                const long from = cols * t / THREADS, to = cols * (t + 1) / THREADS;
-                part[t] = reduce(x + r * cols + from, to - from);
-            }
-            for (int t = 1; t < THREADS; t++) part[0] = join(part[0], part[t]);
-            sum[r] = part[0].sum, largest[r] = part[0].largest, squares[r] = part[0].squares;
+            Stats s = part[r];
+            for (int t = 1; t < THREADS; t++) s = join(s, part[t * rows + r]);
+            sum[r] = s.sum, largest[r] = s.largest, squares[r] = s.squares;
         }
     }
+    __builtin_free(part);
 }

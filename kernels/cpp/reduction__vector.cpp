@@ -59,43 +59,39 @@ static INLINE void segment(const float* x, long stride, long n, Stats* stats) {
     }
 }
 
-template <int R>
-static void reduce(const float* x, long stride, long n, Stats* stats) {
-    for (long i = 0; i < n; i += SEGMENT) segment<R>(x + i, stride, n - i < SEGMENT ? n - i : SEGMENT, stats);
-}
-
-struct Outputs {
-    float *sum, *largest, *squares;
-    void write(long r, const Stats& s) const {
-        sum[r] = (float)s.sum, largest[r] = s.largest, squares[r] = (float)s.squares;
-    }
-};
-
-// Rows [r, r + R).
-template <int R>
-static void group(const float* x, long r, long cols, const Outputs& out) {
-    Stats stats[THREADS][R];
-    if (SHARE == 0) {
-        reduce<R>(x + r * cols, cols, cols, stats[0]);
-    } else {
-#pragma omp parallel for schedule(static) num_threads(THREADS)
-        for (int t = 0; t < THREADS; t++) {
-            const long from = cols * t / THREADS, to = cols * (t + 1) / THREADS;
-            reduce<R>(x + r * cols + from, cols, to - from, stats[t]);
+// Columns [from, to) of all rows, TOGETHER rows at a time; `stats` has one entry per row.
+static void reduce(const float* x, long cols, long from, long to, long first, long last, Stats* stats) {
+    for (long r = first; r < last; r += TOGETHER) {
+        for (long i = from; i < to; i += SEGMENT) {
+            const long n = to - i < SEGMENT ? to - i : SEGMENT;
+            if (r + TOGETHER <= last) segment<TOGETHER>(x + r * cols + i, cols, n, stats + r);
+            else for (long tail = r; tail < last; tail++) segment<1>(x + tail * cols + i, cols, n, stats + tail);
         }
-        for (int t = 1; t < THREADS; t++)
-            for (int i = 0; i < R; i++) stats[0][i].join(stats[t][i]);
     }
-    for (int i = 0; i < R; i++) out.write(r + i, stats[0][i]);
 }
 
 extern "C" void run(void* const* buffers, const long long* sizes) {
     const float* x = (const float*)buffers[0];
-    const Outputs out = {(float*)buffers[1], (float*)buffers[2], (float*)buffers[3]};
-    const long rows = sizes[0], cols = sizes[1];
-#pragma omp parallel for schedule(static) num_threads(SHARE == 0 ? THREADS : 1)
-    for (long r = 0; r < rows; r += TOGETHER) {
-        if (r + TOGETHER <= rows) group<TOGETHER>(x, r, cols, out);
-        else for (long tail = r; tail < rows; tail++) group<1>(x, tail, cols, out);
+    float *sum = (float*)buffers[1], *largest = (float*)buffers[2], *squares = (float*)buffers[3];
+    const long rows = sizes[0], cols = sizes[1], copies = SHARE ? THREADS : 1;
+    Stats* part = (Stats*)__builtin_malloc(sizeof(Stats) * rows * copies);
+#pragma omp parallel num_threads(THREADS)
+    {
+        // Thread t takes its share of the rows (SHARE 0), or of the columns of every row (SHARE 1).
+#pragma omp for schedule(static)
+        for (int t = 0; t < THREADS; t++) {
+            const long first = SHARE ? 0 : rows * t / THREADS, last = SHARE ? rows : rows * (t + 1) / THREADS;
+            const long from = SHARE ? cols * t / THREADS : 0, to = SHARE ? cols * (t + 1) / THREADS : cols;
+            Stats* mine = part + (SHARE ? t * rows : 0);
+            for (long r = first; r < last; r++) mine[r] = Stats();
+            reduce(x, cols, from, to, first, last, mine);
+        }
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) {
+            Stats s = part[r];
+            for (long t = 1; t < copies; t++) s.join(part[t * rows + r]);
+            sum[r] = (float)s.sum, largest[r] = s.largest, squares[r] = (float)s.squares;
+        }
     }
+    __builtin_free(part);
 }

@@ -31,16 +31,17 @@ static inline void walk(const float* __restrict x, float* __restrict y, long apa
     float carry[WIDE];
 #pragma GCC unroll 8
     for (int s = 0; s < WIDE; ++s) carry[s] = start[s];
-    long j = 0;
-    if (ALG % 2)
-        for (; j + LANES <= count; j += LANES)
+    const long vectors = ALG % 2 ? count / LANES : 0;
+    for (long t = 0; t < vectors; ++t) {
+        const long j = t * LANES;
 #pragma GCC unroll 8
-            for (int s = 0; s < WIDE; ++s) {
-                const vec sums = scan_vector(*(const vec*)(x + s * apart + j)) + carry[s];
-                *(vec*)(y + s * apart + j) = sums;
-                carry[s] = sums[LANES - 1];
-            }
-    for (; j < count; ++j)
+        for (int s = 0; s < WIDE; ++s) {
+            const vec sums = scan_vector(*(const vec*)(x + s * apart + j)) + carry[s];
+            *(vec*)(y + s * apart + j) = sums;
+            carry[s] = sums[LANES - 1];
+        }
+    }
+    for (long j = vectors * LANES; j < count; ++j)
 #pragma GCC unroll 8
         for (int s = 0; s < WIDE; ++s) y[s * apart + j] = carry[s] += x[s * apart + j];
 }

@@ -1,0 +1,222 @@
+"""Statistics of latencies, predictions and searches. Arrays are one-dimensional; latencies are positive, unit free.
+
+Nothing is dropped in silence: arrays of different or no length, and values that are not finite, raise UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+from costmodel.records import UserError
+
+Array = NDArray[np.float64]
+EXACT_PAIRS = 20  # 2**20 sign patterns take under a second
+
+
+def _array(values: ArrayLike, name: str = "values") -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise UserError(f"got {name} of shape {array.shape}, expected a non-empty list of numbers")
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"got {name} with {(~np.isfinite(array)).sum()} numbers that are not finite; drop failures first"
+        )
+    return array
+
+
+def _pair(true: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:
+    left, right = _array(true, "true"), _array(predicted, "predicted")
+    if left.size != right.size:
+        raise UserError(f"got {left.size} true and {right.size} predicted numbers, expected equally many")
+    return left, right
+
+
+def _positive(values: Array, name: str) -> Array:
+    if (values <= 0).any():
+        raise UserError(f"got {name} with {(values <= 0).sum()} numbers of zero or less, expected positive latencies")
+    return values
+
+
+# ---- location and intervals ----
+
+
+def median(values: ArrayLike) -> float:
+    """The middle value, or the mean of the two middle ones."""
+    return float(np.median(_array(values)))
+
+
+def geometric_mean(values: ArrayLike) -> float:
+    """exp(mean(log x)); all x > 0."""
+    return float(np.exp(np.log(_positive(_array(values), "values")).mean()))
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[Array], float] = median,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic (Efron 1979).
+
+    With t*_b the statistic of n values drawn with replacement: (quantile (1-c)/2 of t*, quantile (1+c)/2 of t*).
+    """
+    array = _array(values)
+    if not 0 < confidence < 1:
+        raise UserError(f"got confidence {confidence}, expected a number between 0 and 1, such as 0.95")
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(array[rng.integers(0, array.size, array.size)]) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+# ---- order ----
+
+
+def spearman(true: ArrayLike, predicted: ArrayLike) -> float:
+    """Pearson correlation of the ranks (ties share their mean rank); NaN where one side is constant."""
+    left, right = _pair(true, predicted)
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return float("nan")
+    return float(scipy.stats.spearmanr(left, right).statistic)
+
+
+def kendall(true: ArrayLike, predicted: ArrayLike) -> float:
+    """tau-b = (concordant - discordant) / sqrt((pairs - ties in true) * (pairs - ties in predicted)).
+
+    NaN where one side is constant.
+    """
+    left, right = _pair(true, predicted)
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return float("nan")
+    return float(scipy.stats.kendalltau(left, right).statistic)
+
+
+# ---- size of the error ----
+
+
+def _ape(true: ArrayLike, predicted: ArrayLike) -> Array:
+    left, right = _pair(true, predicted)
+    return np.abs(right - left) / _positive(left, "true")
+
+
+def median_ape(true: ArrayLike, predicted: ArrayLike) -> float:
+    """median(|predicted - true| / true), a share: 0.1 is 10 %."""
+    return float(np.median(_ape(true, predicted)))
+
+
+def mape(true: ArrayLike, predicted: ArrayLike) -> float:
+    """mean(|predicted - true| / true), a share: 0.1 is 10 %."""
+    return float(np.mean(_ape(true, predicted)))
+
+
+def mape_scaled(true: ArrayLike, predicted: ArrayLike) -> float:
+    """mape(true, s * predicted) with s = exp(median(log true - log predicted)): the error but for one scale."""
+    left, right = _pair(true, predicted)
+    logs = np.log(_positive(left, "true")) - np.log(_positive(right, "predicted"))
+    return mape(left, np.exp(np.median(logs)) * right)
+
+
+def coverage(lower: ArrayLike, upper: ArrayLike, true: ArrayLike) -> float:
+    """The share of i with lower_i <= true_i <= upper_i."""
+    low, value = _pair(lower, true)
+    high, _ = _pair(upper, true)
+    return float(np.mean((low <= value) & (value <= high)))
+
+
+# ---- choice ----
+
+
+def top_k_slowdown(true: ArrayLike, predicted: ArrayLike, k: int) -> float:
+    """min(true over the k smallest predictions) / min(true): 1 is perfect.
+
+    Where predictions tie across the k-th place, the expectation over a random choice among them: a constant model
+    scores as random choice does, not as the order of the list.
+    """
+    left, right = _pair(true, predicted)
+    if k < 1:
+        raise UserError(f"got k={k}, expected at least 1")
+    optimum = _positive(left, "true").min()
+    if k >= left.size:
+        return 1.0
+    last = np.partition(right, k - 1)[k - 1]
+    sure, tied = left[right < last], np.sort(left[right == last])
+    ceiling = sure.min() if sure.size else np.inf
+    return _expected_minimum(tied, k - sure.size, ceiling) / float(optimum)
+
+
+def _expected_minimum(values: Array, count: int, ceiling: float) -> float:
+    """E[min(ceiling, smallest of `count` drawn from ascending values without replacement)].
+
+    P(the i-th smallest, i = 0.., is the smallest drawn) = C(n-1-i, count-1) / C(n, count), by its recurrence in i.
+    """
+    size = values.size
+    probability, total = count / size, 0.0
+    for i in range(size - count + 1):
+        total += probability * min(ceiling, float(values[i]))
+        if i < size - count:
+            probability *= (size - count - i) / (size - 1 - i)
+    return total
+
+
+def regret(true: ArrayLike, chosen: int) -> float:
+    """true[chosen] / min(true) - 1: how much slower the choice is than the optimum; 0 is perfect."""
+    left = _positive(_array(true, "true"), "true")
+    if not 0 <= chosen < left.size:
+        raise UserError(f"got choice {chosen} of {left.size} candidates, expected 0 to {left.size - 1}")
+    return float(left[chosen] / left.min() - 1)
+
+
+# ---- searches ----
+
+
+def evaluations_to(trace: Sequence[float], optimum: float, *, within: float = 0.05) -> int | None:
+    """The least i with min(trace[:i]) <= (1 + within) * optimum; None if it is never reached.
+
+    `trace` holds latencies in the order they were measured; NaN is a failure, which costs its evaluation.
+    """
+    reached = np.flatnonzero(np.asarray(trace, dtype=np.float64) <= (1 + within) * optimum)
+    return int(reached[0]) + 1 if reached.size else None
+
+
+def expected_random_evaluations(latencies: ArrayLike, *, within: float = 0.05, failures: int = 0) -> float:
+    """Expected evaluations of random search without replacement until one is within x % of the best: (N + 1) / (K + 1).
+
+    N counts all candidates, `failures` included; K those with latency <= (1 + within) * min.
+    """
+    array = _positive(_array(latencies, "latencies"), "latencies")
+    good = int((array <= (1 + within) * array.min()).sum())
+    return (array.size + failures + 1) / (good + 1)
+
+
+# ---- tests ----
+
+
+def sign_flip_p(differences: ArrayLike, *, resamples: int = 100_000, seed: int = 0) -> float:
+    """The two-sided sign-flip p-value of paired differences (Fisher 1935): H0 is symmetry about zero.
+
+    p = share of sign patterns s in {-1, 1}^n with |sum(s_i d_i)| >= |sum(d_i)|: all 2^n of them up to 20 pairs; beyond,
+    (1 + hits) / (1 + resamples) of random patterns.
+    """
+    array = _array(differences, "differences")
+    observed = abs(array.sum())
+    # Sums that are equal on paper differ by rounding; a pattern that ties with the observed one must count.
+    threshold = observed - 1e-12 * np.abs(array).sum()
+    if array.size <= EXACT_PAIRS:
+        sums = np.zeros(1)
+        for value in array:
+            sums = np.concatenate([sums + value, sums - value])
+        return float(np.mean(np.abs(sums) >= threshold))
+    rng = np.random.default_rng(seed)
+    hits, left = 0, resamples
+    while left:
+        rows = min(left, 4096)  # bounds the memory
+        signs = rng.integers(0, 2, (rows, array.size)) * 2 - 1
+        hits += int((np.abs(signs @ array) >= threshold).sum())
+        left -= rows
+    return (1 + hits) / (1 + resamples)
