@@ -216,7 +216,7 @@ def collect(
     with _open_store(store) as opened:
         request = collector.CollectRequest(
             workloads=tuple(loaded), configs_per_kernel=configs, passes=passes, seed=seed, budget_s=seconds,
-            device=target, skip=collector.already(opened.measurements(device=target.identity)),
+            device=target, skip=collector.already(collector.stored(opened, device=target)),
         )  # fmt: skip
         total = len(collector.choose(request, target)) * passes
         for measurement in progress(collector.collect(request), "measuring", total=total, quiet=as_json):
@@ -453,20 +453,19 @@ def tune(
     from costmodel import search, workloads
     from costmodel.predictor import NeuralCostModel
     from costmodel.records import Variant
+    from costmodel.sittings import combine
 
     target, limit = _device(None), search.Budget.parse(budget)
     candidates, loaded = _candidates(kernels, problem, target)
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
     collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
     prior = NeuralCostModel.from_pretrained(model)
-    with _open_store(store) as opened, collector.runner(target, workloads=loaded) as runner:
-        method = (runner.timing, runner.compiler.toolchain)
-        known = [m for m in opened.combined(device=target.identity) if (m.timing, m.toolchain) == method]
+    with _open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
+        known = combine(collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded]))
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
             result = search.tune(
-                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known,
-                record=opened.add, progress=advance,
-            )  # fmt: skip
+                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known, progress=advance
+            )
     document = tuned_document(result)
     if as_json:
         print_json(document)

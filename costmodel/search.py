@@ -264,22 +264,20 @@ def tune(
     budget: Budget,
     seed: int,
     known: Sequence[Measurement] = (),
-    record: Callable[[Sequence[Measurement]], object] = lambda measurements: None,
     progress: Callable[[Measurement], None] = lambda measurement: None,
     stop_below: float = 0.05,
 ) -> TuneResult:
     """Search `candidates` on runner.device. Raises UserError where every measured candidate failed.
 
     known: what a store already holds; it counts towards the budget, so a killed search goes on where it was.
-    record: called with each batch as it is measured. stop_below: the search ends once the probability that a candidate
-    more than 5 % faster remains has been below this for two batches.
+    stop_below: the search ends once the probability that a candidate more than 5 % faster remains has been below this
+    for two batches. What must not be lost on a kill the runner stores as it measures.
     """
     started = time.monotonic()
     tuner = Tuner(candidates, [p.predict(candidates, runner.device) for p in priors], default=default, seed=seed)
     wanted = set(candidates)
     measured = [m for m in known if m.variant in wanted]
     tuner.tell(measured)
-    recording = _Recording(runner, record)
     reused, calm, stopped_by = len(measured), 0, "space"
     while True:
         count = BATCH if budget.evaluations is None else min(BATCH, budget.evaluations - len(measured))
@@ -290,7 +288,7 @@ def tune(
         batch = tuner.ask(count)
         if not batch:
             break
-        results = recording.measure(batch)
+        results = runner.measure(batch)
         tuner.tell(results)
         measured += results
         for m in results:
@@ -299,7 +297,7 @@ def tune(
         if calm == 2 and len(measured) >= 2 * BATCH:
             stopped_by = "confidence"
             break
-    confirmed = _confirm(measured, default, recording, seed)
+    confirmed = _confirm(measured, default, runner, seed)
     best_us = confirmed.latencies_us[0][1]
     return TuneResult(
         best=confirmed.winner,
@@ -312,18 +310,6 @@ def tune(
         p_better_remains=tuner.p_better_remains(),
         stopped_by=stopped_by,
     )
-
-
-class _Recording:
-    """A Runner that hands everything it measures to the store as well."""
-
-    def __init__(self, runner: Runner, record: Callable[[Sequence[Measurement]], object]) -> None:
-        self.device, self._runner, self._record = runner.device, runner, record
-
-    def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
-        results = self._runner.measure(variants)
-        self._record(results)
-        return results
 
 
 def _confirm(measured: Sequence[Measurement], default: Variant | None, runner: Runner, seed: int) -> Confirmation:

@@ -429,7 +429,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_or_interrupted(
     source = tmp_path / "evil.cpp"
     source.write_text(evil_source("if (!fork()) { setsid(); sleep(1000); } sleep(1000);"))
     if stage == "compiling":
-        monkeypatch.setenv("CXX", fake_compiler(tmp_path, "sleep 8; true"))
+        monkeypatch.setenv("CXX", fake_compiler(tmp_path, "sleep 4; true"))
     command = [sys.executable, "-c", SUPERVISOR, str(workload.path), str(source), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(workloads.__file__).parents[1])}
     supervisor = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)

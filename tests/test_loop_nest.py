@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from costmodel.records import Config, Device, Problem, UserError, Workload
-from costmodel.workloads import load, names, shipped
+from costmodel.workloads import load, load_module, names, shipped
 
 ONE_CORE = Device("one core", "cpu", "any", "x86-64", 1, 2300.0, (("f32", 0.15),), 25.0, 2 << 20)
 TWO_CORES = Device("two cores", "cpu", "any", "x86-64", 2, 2300.0, (("f32", 0.29),), 50.0, 2 << 20)
@@ -129,14 +129,18 @@ def run(compiler: str, workload: Workload, config: Config, problem: Problem, fol
     """The outputs of one call of a freshly compiled variant; they start as garbage."""
     source, library = folder / "nest.cpp", folder / f"nest-{workload.kernel.identity}-{abs(hash(config))}.so"
     source.write_text(workload.kernel.source or "")
-    flags = [flag for name, value in config.params for flag in (f"-D{name}={value}", *FLAG_OF.get(name, lambda _: [])(value))]
+    flags = [
+        flag for name, value in config.params for flag in (f"-D{name}={value}", *FLAG_OF.get(name, lambda _: [])(value))
+    ]
     command = [compiler, "-std=c++17", "-O2", "-fopenmp", "-march=native", "-shared", "-fPIC", *flags]
     done = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outputs = [np.full_like(array, 113) for array in workload.reference(problem, inputs)]
     pointers = [array.ctypes.data for array in (*inputs, *outputs)]
     sizes = [value for _, value in problem.params]
-    ctypes.CDLL(str(library)).run((ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_longlong * len(sizes))(*sizes))
+    ctypes.CDLL(str(library)).run(
+        (ctypes.c_void_p * len(pointers))(*pointers), (ctypes.c_longlong * len(sizes))(*sizes)
+    )
     return outputs
 
 
@@ -158,24 +162,35 @@ def test_text_and_reference_agree(number: int, compiler: str, tmp_path: Path) ->
 
 
 def test_reference_of_a_product_is_einsum() -> None:
-    """The reference itself, against NumPy's own contraction, for the plainest products among the kernels."""
-    checked = 0
-    for workload in MANY:
-        lines = (workload.kernel.source or "").split("\n")
-        problem = first_problem(workload)
-        if lines[0] != "// 3 nested loops in float: sum over k." or len(problem.inputs) != 2 or problem.flops != 2 * np.prod(
-            [int(value) for _, value in problem.params]
-        ):
-            continue
-        product = re.search(r"= ?.*?(\w+)\[(i|j|k) \* \w+ \+ (i|j|k)\] \* (\w+)\[(i|j|k) \* \w+ \+ (i|j|k)\];", "\n".join(lines))
-        if not product:
-            continue
-        target = re.search(r"(\w+)\[(i|j) \* \w+ \+ (i|j)\] \+?= ", "\n".join(lines))
-        assert target is not None
-        tiny = workload.make_problem(**dict(zip((name for name, _ in problem.params), (5, 6, 7), strict=True)))
-        inputs = workload.make_inputs(tiny, 0)
-        rule = f"{product[2]}{product[3]},{product[5]}{product[6]}->{target[2]}{target[3]}"
-        order = inputs if (workload.kernel.source or "").index(product[1]) < (workload.kernel.source or "").index(product[4]) else inputs[::-1]
-        assert np.allclose(workload.reference(tiny, inputs)[0], np.einsum(rule, *order), rtol=1e-4, atol=1e-5)
-        checked += 1
-    assert checked
+    """The reference itself, against NumPy's own contraction: out[j, i] = sum over k of left[k, i] * right[j, k]."""
+    plan = load_module(shipped("kernels") / "cpp" / "loop_nest_plan.py")
+    arrays = tuple(
+        plan.Array(name, "f32", tuple(plan.Axis(dim) for dim in dims))
+        for name, dims in (("left", (2, 0)), ("right", (1, 2)), ("out", (1, 0)))
+    )
+    tree = ("mul", ("load", 0, (0, 0)), ("load", 1, (0, 0)))
+    product = plan.Plan(3, "f32", arrays, 2, (plan.Statement(2, (2,), "sum", tree),), ("N", "M", "K"), ("i", "j", "k"))
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 5), (6, 7)))
+    problem = Problem("product", (), (("N", 5), ("M", 6), ("K", 7)), 0, 0)
+    (got,) = plan.reference(product, problem, (left, right))
+    assert np.allclose(got, np.einsum("ki,jk->ji", left, right), rtol=1e-5, atol=1e-6)
+
+
+def test_reference_of_a_shifted_gather() -> None:
+    """out[i] = max(table[idx[i]], src[2 * i + 1]), by a plain loop."""
+    plan = load_module(shipped("kernels") / "cpp" / "loop_nest_plan.py")
+    axes = {
+        "src": plan.Axis(0, stride=2, halo=1),
+        "idx": plan.Axis(0),
+        "table": plan.Axis(0, index=1),
+        "out": plan.Axis(0),
+    }
+    arrays = tuple(plan.Array(name, "i32", (axis,)) for name, axis in axes.items())
+    tree = ("max", ("load", 2, (0,)), ("load", 0, (1,)))
+    shifted = plan.Plan(1, "i32", arrays, 3, (plan.Statement(3, (), "", tree),), ("n", "slots"), ("i",))
+    problem = Problem("shifted", (), (("n", 9), ("slots", 4)), 0, 0)
+    src, idx, table = plan.make_inputs(shifted, problem, 5)
+    assert (len(src), len(idx), len(table)) == (18, 9, 4)
+    (got,) = plan.reference(shifted, problem, (src, idx, table))
+    assert got.tolist() == [max(table[idx[i]], src[2 * i + 1]) for i in range(9)]

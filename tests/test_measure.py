@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from costmodel.measure import blocks, channel, perf_events, sampling
 from costmodel.measure.arrays import Original, Output, mismatch
 from costmodel.measure.protocol import Outcome, Task
+from costmodel.measure.worker import Shelf
 from costmodel.records import Config, Device, Kernel, Measurement, Problem, Timing, UserError, Variant
 
 TIMING = Timing(min_samples=7, relative_error=0.01)
@@ -220,6 +221,33 @@ def test_unsigned_garbage_differs_between_checks():
     first = output.array.copy()
     output.spoil(0x5A)
     assert (first != output.array).all()
+
+
+# ---- the worker's shelf ----
+
+
+def shelf_task(name, seed, **sizes):
+    return Task(name, tuple(sizes.items()), "", (0,), TIMING, 1.0, 0, seed, 0)
+
+
+def test_forms_share_inputs_and_the_oldest_are_dropped_past_the_limit():
+    shelf = Shelf(limit_bytes=40_000)
+    sizes = {"M": 5, "N": 6, "K": 7}
+    first = shelf.get(shelf_task("matmul", 0, **sizes))
+    assert shelf.get(shelf_task("matmul__packed", 0, **sizes)) is first
+    assert [array.shape for array in first.expected] == [(5, 6)]
+    assert first.sizes == (5, 6, 7)
+    other = shelf.get(shelf_task("matmul", 1, **sizes))
+    assert not np.array_equal(other.expected[0], first.expected[0])
+    shelf.get(shelf_task("matmul", 0, **sizes))  # used again, so `other` is now the oldest
+    for seed in range(2, 6):
+        shelf.get(shelf_task("matmul", seed, **sizes))
+        if other not in shelf.items.values():
+            break
+    assert other not in shelf.items.values()
+    assert sum(item.bytes for item in shelf.items.values()) <= shelf.limit_bytes
+    shelf.get(shelf_task("matmul", 0, M=100, N=100, K=100))
+    assert len(shelf.items) == 1  # larger than the limit alone, and still served
 
 
 # ---- hardware counters ----

@@ -203,10 +203,3 @@ def test_the_winner_is_confirmed_beside_its_next_best():
     assert result.measurements[0].variant == lucky
     assert result.best != lucky
     assert result.best_us == truth(result.best) < truth(lucky) == result.default_us
-
-
-def test_everything_measured_is_recorded():
-    kept = []
-    result = search([Prior(0.3)], budget=24, record=kept.extend)
-    assert [m.variant for m in kept[: len(result.measurements)]] == [m.variant for m in result.measurements]
-    assert len(kept) > len(result.measurements)

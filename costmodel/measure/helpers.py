@@ -20,10 +20,11 @@ class Helper:
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        root = Path(__file__).resolve().parents[2]
+        paths = [] if root.name in ("site-packages", "dist-packages") else [str(root)]
+        path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs_in), str(theirs_out), str(os.getpid())],
+            [sys.executable, "-P", "-m", module, str(theirs_in), str(theirs_out), str(os.getpid())],
             pass_fds=(theirs_in, theirs_out),
             env={**os.environ, "PYTHONPATH": path, **environment},
             stdin=subprocess.DEVNULL,

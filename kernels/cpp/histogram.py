@@ -39,7 +39,7 @@ def is_valid(config: Config, problem: Problem, device: Device) -> bool:
 
 def merge_is_valid(config: Config, problem: Problem, device: Device) -> bool:
     """How copies are merged across threads needs more than one thread."""
-    return int(config["THREADS"]) <= device.num_units and (config["THREADS"] > 1 or config["MERGE"] == 0)
+    return int(config["THREADS"]) <= device.num_units and (int(config["THREADS"]) > 1 or config["MERGE"] == 0)
 
 
 WORKLOAD = cpp_workload(
@@ -54,7 +54,7 @@ WORKLOAD = cpp_workload(
         THREADS=(1, 2),
         OPT=(2, 3),
     ),
-    default=Config.of(COPIES=1, INTERLEAVED=0, UNROLL=1, MERGE=0, DYNAMIC=0, THREADS=2, OPT=2),
+    default=Config.of(COPIES=1, INTERLEAVED=0, UNROLL=1, MERGE=0, DYNAMIC=0, THREADS=1, OPT=2),
     make_problem=make_problem,
     problems={
         "bytes": {"N": 3000000, "BINS": 256, "SKEW": 1},

@@ -70,8 +70,8 @@ WORKLOAD = cpp_workload(
     default=Config.of(LAYOUT=0, BODIES=1, ROOT=0, SIMD=0, THREADS=2, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
-        "one": {"BATCH": 1, "N": 1400},
-        "hundreds": {"BATCH": 25, "N": 259},
+        "one": {"BATCH": 1, "N": 1800},
+        "hundreds": {"BATCH": 40, "N": 259},
         "tens": {"BATCH": 2000, "N": 29},
         "few": {"BATCH": 25000, "N": 7},
     },

@@ -32,7 +32,7 @@ def reference(problem: Problem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def is_valid(config: Config, problem: Problem, device: Device) -> bool:
     """How a matrix is shared out (by rows, or each row by columns) only matters with more than one thread."""
-    return int(config["THREADS"]) <= device.num_units and (config["THREADS"] > 1 or config["SHARE"] == 0)
+    return int(config["THREADS"]) <= device.num_units and (int(config["THREADS"]) > 1 or config["SHARE"] == 0)
 
 
 def vector_is_valid(config: Config, problem: Problem, device: Device) -> bool:
@@ -57,11 +57,11 @@ WORKLOAD = cpp_workload(
     default=Config.of(ACCUMULATORS=1, DOUBLE=0, FUSED=1, SHARE=0, THREADS=2, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
-        "medium": {"ROWS": 4000, "COLS": 1000},
+        "medium": {"ROWS": 7000, "COLS": 1000},
         "tall": {"ROWS": 250000, "COLS": 5},
-        "short": {"ROWS": 60000, "COLS": 61},
-        "few": {"ROWS": 3, "COLS": 1300001},
-        "single": {"ROWS": 1, "COLS": 4000037},
+        "short": {"ROWS": 90000, "COLS": 61},
+        "few": {"ROWS": 3, "COLS": 2600001},
+        "single": {"ROWS": 1, "COLS": 6000037},
     },
     make_inputs=make_inputs,
     reference=reference,
@@ -83,9 +83,7 @@ FORMS = {
             FASTMATH=(0, 1),
             VECTOR_BITS=(256, 512),
         ),
-        default=Config.of(
-            LEAF=64, WIDTH=4, TREE=0, SHARE=0, THREADS=1, OPT=2, FASTMATH=0, VECTOR_BITS=256
-        ),
+        default=Config.of(LEAF=64, WIDTH=4, TREE=0, SHARE=0, THREADS=1, OPT=2, FASTMATH=0, VECTOR_BITS=256),
     ),
     "vector": form(
         WORKLOAD,

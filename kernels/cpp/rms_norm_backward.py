@@ -12,7 +12,7 @@ import numpy as np
 from costmodel.records import Config, Device, Problem, SearchSpace, TensorSpec
 from costmodel.workloads import cpp_workload
 
-EPSILON = 1e-5
+EPSILON = 1e-2  # large, so that a row of one entry, whose dx nearly cancels, is still well conditioned
 
 
 def make_problem(*, ROWS: int, COLS: int) -> Problem:
@@ -36,11 +36,9 @@ def reference(problem: Problem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x, dy, w = inputs
     cols = x.shape[1]
     r = 1.0 / np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)[:, None] / cols + EPSILON)
-    r = r.astype(np.float32)
-    g = dy * w
-    dot = np.einsum("ij,ij->i", g, x, dtype=np.float64)[:, None].astype(np.float32)
-    dx = r * (g - x * (dot * r * r / np.float32(cols)))
-    return dx, (dy * x * r).sum(axis=0, dtype=np.float64).astype(np.float32)
+    g = dy.astype(np.float64) * w
+    dx = r * (g - x * (np.einsum("ij,ij->i", g, x)[:, None] * r * r / cols))
+    return dx.astype(np.float32), (dy * x * r).sum(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def is_valid(config: Config, problem: Problem, device: Device) -> bool:
@@ -60,9 +58,7 @@ WORKLOAD = cpp_workload(
         FASTMATH=(0, 1),
         VECTOR_BITS=(128, 256, 512),
     ),
-    default=Config.of(
-        WEIGHTS=0, TOGETHER=1, KEEP=0, SIMD=0, THREADS=1, OPT=3, FASTMATH=0, VECTOR_BITS=256
-    ),
+    default=Config.of(WEIGHTS=0, TOGETHER=1, KEEP=0, SIMD=0, THREADS=1, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
         "model": {"ROWS": 1500, "COLS": 1024},

@@ -1,17 +1,25 @@
 // y = A x for a sparse A of ROWS rows in compressed form.
-// A row is summed in LANES partial sums; TOGETHER rows advance side by side; SCHEDULE says how threads share rows.
+// A row is summed in LANES partial sums, TOGETHER rows side by side, or from a list of products (PRODUCTS 1) that
+// ignores where rows end; SCHEDULE says how threads share rows.
 
 struct Matrix {
     const int* starts;
     const int* columns;
     const float* values;
     const float* x;
+    long entries;
 };
 
 static inline long lower(long a, long b) { return a < b ? a : b; }
 
+// Asks for the entry of x that is needed PREFETCH entries later.
+static inline void ahead(const Matrix& a, long i) {
+    if (PREFETCH && i + PREFETCH < a.entries) __builtin_prefetch(a.x + a.columns[i + PREFETCH]);
+}
+
 // Entries i ... i + LANES - 1 into the partial sums.
 static inline void absorb(const Matrix& a, long i, float* sum) {
+    for (int l = 0; l < LANES && PREFETCH; l++) ahead(a, i + l);
     if constexpr (SIMD) {
 #pragma omp simd
         for (int l = 0; l < LANES; l++) sum[l] += a.values[i + l] * a.x[a.columns[i + l]];
@@ -49,7 +57,43 @@ static inline void rows(const Matrix& a, long r, float* y) {
     }
 }
 
+static constexpr long LIST = 1024;
+
+// Rows [first, last): first LIST products whatever their rows, then each row's share of them.
+static void by_products(const Matrix& a, long first, long last, float* y) {
+    float products[LIST], sum[LANES];
+    long r = first;
+    float carried = 0.0f;
+    for (long from = a.starts[first]; from < a.starts[last] || r < last; from += LIST) {
+        const long to = lower(from + LIST, a.starts[last]);
+        if constexpr (SIMD) {
+#pragma omp simd
+            for (long i = from; i < to; i++) products[i - from] = a.values[i] * a.x[a.columns[i]];
+        } else {
+            for (long i = from; i < to; i++) products[i - from] = a.values[i] * a.x[a.columns[i]];
+        }
+        for (long i = to; i < to + PREFETCH; i++) ahead(a, i - PREFETCH);  // the head of the next list
+        for (long i = from; r < last && i <= to;) {
+            const long end = lower(a.starts[r + 1], to);
+            for (int l = 0; l < LANES; l++) sum[l] = 0.0f;
+            for (; i + LANES <= end; i += LANES) {
+#pragma GCC unroll 16
+                for (int l = 0; l < LANES; l++) sum[l] += products[i + l - from];
+            }
+            for (; i < end; i++) carried += products[i - from];
+            for (int l = 0; l < LANES; l++) carried += sum[l];
+            if (a.starts[r + 1] > to) break;  // the row goes on in the next list
+            y[r++] = carried;
+            carried = 0.0f;
+        }
+    }
+}
+
 static void range(const Matrix& a, long first, long last, float* y) {
+    if constexpr (PRODUCTS) {
+        by_products(a, first, last, y);
+        return;
+    }
     long r = first;
     for (; r + TOGETHER <= last; r += TOGETHER) rows<TOGETHER>(a, r, y);
     for (; r < last; r++) rows<1>(a, r, y);
@@ -68,7 +112,7 @@ static long row_of(const Matrix& a, long count, long entry) {
 
 extern "C" void run(void* const* buffers, const long long* sizes) {
     const Matrix a = {(const int*)buffers[0], (const int*)buffers[1], (const float*)buffers[2],
-                      (const float*)buffers[3]};
+                      (const float*)buffers[3], ((const int*)buffers[0])[sizes[0]]};
     float* y = (float*)buffers[4];
     const long count = sizes[0];
     if constexpr (SCHEDULE == 0) {  // as many rows each
@@ -78,11 +122,10 @@ extern "C" void run(void* const* buffers, const long long* sizes) {
 #pragma omp parallel for schedule(dynamic) num_threads(THREADS)
         for (long r = 0; r < count; r += 64) range(a, r, lower(r + 64, count), y);
     } else {  // as many entries each
-        const long entries = a.starts[count];
 #pragma omp parallel for schedule(static) num_threads(THREADS)
         for (int t = 0; t < THREADS; t++) {
-            const long first = t == 0 ? 0 : row_of(a, count, entries * t / THREADS);
-            const long last = t + 1 == THREADS ? count : row_of(a, count, entries * (t + 1) / THREADS);
+            const long first = t == 0 ? 0 : row_of(a, count, a.entries * t / THREADS);
+            const long last = t + 1 == THREADS ? count : row_of(a, count, a.entries * (t + 1) / THREADS);
             range(a, first, last, y);
         }
     }

@@ -45,9 +45,11 @@ def reference(problem: Problem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def is_valid(config: Config, problem: Problem, device: Device) -> bool:
-    """A schedule needs threads to share out to; a SIMD loop needs lanes; rows side by side have few lanes each."""
+    """A schedule needs threads to share out to; rows side by side have few lanes each and no list of products."""
     if int(config["THREADS"]) > device.num_units or (config["THREADS"] == 1 and config["SCHEDULE"] != 0):
         return False
+    if config["PRODUCTS"]:
+        return config["TOGETHER"] == 1
     if config["SIMD"] and int(config["LANES"]) < 4:
         return False
     return int(config["TOGETHER"]) * int(config["LANES"]) <= 16
@@ -57,15 +59,16 @@ WORKLOAD = cpp_workload(
     __file__,
     space=SearchSpace.of(
         is_valid,
+        PRODUCTS=(0, 1),
         LANES=(1, 2, 4, 8, 16),
         SIMD=(0, 1),
         TOGETHER=(1, 2, 4),
+        PREFETCH=(0, 64),
         SCHEDULE=(0, 1, 2),
         THREADS=(1, 2),
         OPT=(2, 3),
-        FASTMATH=(0, 1),
     ),
-    default=Config.of(LANES=1, SIMD=0, TOGETHER=1, SCHEDULE=0, THREADS=1, OPT=2, FASTMATH=0),
+    default=Config.of(PRODUCTS=0, LANES=1, SIMD=0, TOGETHER=1, PREFETCH=0, SCHEDULE=0, THREADS=1, OPT=2),
     make_problem=make_problem,
     problems={
         "short": {"ROWS": 200000, "COLS": 200000, "NNZ": 5, "SKEW": 1},

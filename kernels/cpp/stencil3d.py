@@ -57,9 +57,7 @@ WORKLOAD = cpp_workload(
         OPT=(2, 3),
         VECTOR_BITS=(256, 512),
     ),
-    default=Config.of(
-        INNER=1, PLANES=1, TILE_Y=32, TILE_X=1 << 30, SHARE=0, THREADS=1, OPT=2, VECTOR_BITS=256
-    ),
+    default=Config.of(INNER=1, PLANES=1, TILE_Y=32, TILE_X=1 << 30, SHARE=0, THREADS=1, OPT=2, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
         "cube": {"BATCH": 1, "D": 150, "H": 149, "W": 151},

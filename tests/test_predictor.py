@@ -1,0 +1,160 @@
+"""The network behind the CostModel protocol: a tiny model trained here, and the shipped one."""
+
+import dataclasses
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from contracts import CostModelContract
+from test_search import CANDIDATES, DEVICE, KERNEL, PROBLEM, measurement, truth
+
+from costmodel import devices, workloads
+from costmodel.familiarity import Familiarity
+from costmodel.predictor import NeuralCostModel
+from costmodel.recipe import Recipe, fit
+from costmodel.records import Kernel, Problem, TensorSpec, UserError, Variant
+from costmodel.stats import spearman
+
+TINY = Recipe(members=2, steps=150, reading_steps=5, suffixes=64, hidden_size=32, layers=2, vocab_size=512)
+SOURCE = """
+extern "C" void run(void* const* buffers, const long long* sizes) {
+    for (long long i = 0; i < sizes[0]; i += A) add(buffers, i, B, C);
+}
+"""
+TEXT_KERNEL = Kernel("toy", "cpp", SOURCE, KERNEL.schema)
+
+
+def on_text(variant, problem=PROBLEM):
+    return dataclasses.replace(variant, kernel=TEXT_KERNEL, problem=problem)
+
+
+TRAINING = [
+    dataclasses.replace(
+        measurement(v, None if v.config["A"] == 32 and v.config["C"] == 2 else truth(v)), variant=on_text(v)
+    )
+    for v in CANDIDATES
+]
+
+
+@cache
+def trained():
+    return fit(TRAINING, TINY)[0]
+
+
+def fresh():
+    """The same weights without what other tests taught it."""
+    model = trained()
+    return NeuralCostModel(model.members, model.tokenizer, model.details)
+
+
+class TestTinyModel(CostModelContract):
+    def make(self):
+        return fresh()
+
+
+class TestShippedModel(CostModelContract):
+    def make(self):
+        return NeuralCostModel.from_pretrained()
+
+
+def test_it_learns_its_training_space():
+    ok = [m for m in TRAINING if m.status == "ok"]
+    predictions = fresh().predict([m.variant for m in ok], DEVICE)
+    assert spearman([m.latency_us for m in ok], [p.median_us for p in predictions]) > 0.8
+    failing = [m.variant for m in TRAINING if m.status != "ok"]
+    p_fail = [p.p_fail for p in fresh().predict(failing, DEVICE)]
+    assert np.mean(p_fail) > 3 * np.mean([p.p_fail for p in predictions])
+
+
+def test_a_saved_model_answers_alike(tmp_path):
+    fresh().save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+    variants = [m.variant for m in TRAINING[:20]]
+    before = [p.median_us for p in fresh().predict(variants, DEVICE)]
+    after = [p.median_us for p in NeuralCostModel.from_pretrained(tmp_path).predict(variants, DEVICE)]
+    assert after == pytest.approx(before, rel=0.05)  # weights are stored in bfloat16
+
+
+def test_an_ensemble_is_the_mixture_of_its_members():
+    model = fresh()
+    variants = [m.variant for m in TRAINING[:8]]
+    single = [
+        NeuralCostModel([member], model.tokenizer, model.details).predict(variants, DEVICE) for member in model.members
+    ]
+    both = model.predict(variants, DEVICE)
+    for i, p in enumerate(both):
+        below = np.mean([one[i].probability_below(p.median_us) for one in single])
+        assert below == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_few_probes_fix_the_scale_elsewhere_too():
+    """Two measurements that are 8 times slower than predicted move the whole space, and the kernel's other problems."""
+    model = fresh()
+    variants = [m.variant for m in TRAINING[:20]]
+    other = [
+        on_text(v, Problem("toy", (TensorSpec((128,), "f32"),), (("n", 128),), 2 * 10**6, 2 * 10**6)) for v in variants
+    ]
+    before, before_other = (np.array([p.median_us for p in model.predict(vs, DEVICE)]) for vs in (variants, other))
+    model.update([measurement(v, 8 * us) for v, us in zip(variants[:2], before[:2], strict=True)])
+    after, after_other = (np.array([p.median_us for p in model.predict(vs, DEVICE)]) for vs in (variants, other))
+    assert np.log2(after / before).mean() == pytest.approx(3.0, abs=0.7)
+    assert np.log2(after_other / before_other).mean() == pytest.approx(2.0, abs=0.7)
+
+
+def test_rank_puts_likely_failures_last():
+    model = fresh()
+    ranked = model.rank([m.variant for m in TRAINING], DEVICE)
+    predictions = model.predict(ranked, DEVICE)
+    kept = [p.median_us for p in predictions if p.p_fail <= 0.5]
+    assert kept == sorted(kept)
+    assert [p.p_fail > 0.5 for p in predictions] == sorted(p.p_fail > 0.5 for p in predictions)
+
+
+def test_predictions_as_a_table():
+    frame = fresh().predict_frame([m.variant for m in TRAINING[:5]], DEVICE)
+    assert list(frame["A"]) == [m.variant.config["A"] for m in TRAINING[:5]]
+    assert (frame["q05_us"] <= frame["median_us"]).all()
+
+
+def test_trust_is_for_what_was_read():
+    model = fresh()
+    seen = model.predict([on_text(CANDIDATES[0])], DEVICE)[0]
+    assert seen.trust
+    assert "in training" in seen.reason
+    foreign = Kernel("alien", "cpp", "int main() { return other(things, entirely) ? 4 : 5; }", KERNEL.schema)
+    unseen = model.predict([dataclasses.replace(CANDIDATES[0], kernel=foreign)], DEVICE)[0]
+    assert not unseen.trust
+    assert "only" in unseen.reason
+    huge = Problem("toy", PROBLEM.inputs, (("n", 64),), 10**12, 10**12)
+    assert "outside the trained" in model.predict([on_text(CANDIDATES[0], huge)], DEVICE)[0].reason
+
+
+def test_comments_and_layout_do_not_change_familiarity_or_predictions():
+    changed = dataclasses.replace(TEXT_KERNEL, source="// a comment\n" + SOURCE.replace("\n    ", "\n          "))
+    known = Familiarity.of(TRAINING)
+    assert known.seen_share(changed) == 1.0
+    assert Familiarity.from_json(known.as_json()) == known
+    variant = on_text(CANDIDATES[3])
+    a, b = fresh().predict([variant, dataclasses.replace(variant, kernel=changed)], DEVICE)
+    assert a.median_us == pytest.approx(b.median_us, rel=1e-5)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected a folder that costmodel saved"):
+        NeuralCostModel.from_pretrained(tmp_path)
+
+
+def test_the_shipped_model_knows_its_kernels():
+    """On a problem size nobody measured it predicts within reason and trusts itself; it covers every shipped kernel."""
+    model, device = NeuralCostModel.from_pretrained(), devices.find("H100 SXM")
+    assert model.familiarity is not None
+    for name in workloads.names("cpp"):
+        workload = workloads.load(name)
+        assert workload.kernel.identity in model.familiarity.kernels or name in model.details["held_out"]
+    matmul = workloads.load("matmul")
+    variant = Variant(matmul.kernel, matmul.make_problem(M=300, N=300, K=300), matmul.default)
+    foreign = model.predict([variant], device)[0]
+    assert not foreign.trust
+    assert "no training data from" in foreign.reason
+    assert math.isfinite(foreign.median_us)
