@@ -30,7 +30,7 @@ def floor_us(problem: Problem, device: Device) -> float:
     floor = max(flops / (peak_tflops * 1e6), bytes / (peak_gb_per_s * 1e3), launch), launch = 2 us on a GPU, 0 on a CPU
 
     `peak_tflops` is the sheet's fastest entry for the problem's dtype, on whichever unit ("bf16/tensor" for bf16; plain
-    f32 never runs as tf32). A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's. Work that
+    f32 never runs as tf32). A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's, else the fastest float's. Work that
     stays in cache, or a CPU above its nominal clock, can be faster than this floor. It is 0 where nothing is stated.
     """
     compute = problem.flops / (peak_tflops(device, problem.dtype) * 1e6)
@@ -40,11 +40,12 @@ def floor_us(problem: Problem, device: Device) -> float:
 
 def peak_tflops(device: Device, dtype: str) -> float:
     """The sheet's fastest rate for a dtype over all units, with the stand-ins that `floor_us` describes."""
-    for wanted in (dtype, "f64" if dtype.endswith("64") else "f32", "f32"):
+    stated = "f8" if dtype.startswith("f8") else dtype  # one rate for all 8-bit float formats
+    for wanted in (stated, "f64" if dtype.endswith("64") else "f32", "f32"):
         rates = [rate for name, rate in device.peak_tflops if name.partition("/")[0] == wanted]
         if rates:
             return max(rates)
-    return max(rate for _, rate in device.peak_tflops)
+    return max(rate for name, rate in device.peak_tflops if not name.startswith("i"))
 
 
 # ---- published sheets ----

@@ -29,7 +29,7 @@ class Recipe:
     members: int = 4
     steps: int = 3000
     reading_steps: int = 300  # next-token training on the sources first; 0 leaves it out
-    suffixes: int = 96
+    suffixes: int = 64
     hidden_size: int = 96
     layers: int = 3
     vocab_size: int = 2048
@@ -89,9 +89,11 @@ def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenize
         prompts = [prompt(m.variant, m.device) for m in space.measurements]
         failed = np.array([m.status != "ok" for m in space.measurements])
         slowdown = [m.latency_us / reference_us(m.variant, m.device) for m in space.measurements]
+        prefix = tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids
         groups.append(
             Group(
-                prefix=tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids,
+                prefix=prefix,
+                shared=prefix.index(tokenizer.sep_id),
                 suffixes=[tokenizer.encode_suffix(p) for p in prompts],
                 z=np.log2(slowdown),
                 failed=failed,

@@ -156,9 +156,10 @@ def _expected_minimum(values: Array, count: int, ceiling: float) -> float:
     P(the i-th smallest, i = 0.., is the smallest drawn) = C(n-1-i, count-1) / C(n, count), by its recurrence in i.
     """
     size = values.size
-    probability, total = count / size, 0.0
+    lowest = min(ceiling, float(values[0]))
+    probability, total = count / size, lowest  # summed as an excess, so that rounding cannot fall below the lowest
     for i in range(size - count + 1):
-        total += probability * min(ceiling, float(values[i]))
+        total += probability * (min(ceiling, float(values[i])) - lowest)
         if i < size - count:
             probability *= (size - count - i) / (size - 1 - i)
     return total

@@ -1,7 +1,8 @@
 """One training loop, for both stages: next tokens of source text, then latencies.
 
-A latency step takes a few groups, each one prefix and some of its suffixes, under two-part attention. What a step
-draws depends on (seed, member, step) alone, so a run that was killed goes on from its checkpoint as if it had not been.
+A latency step takes a few search spaces of one kernel under two-part attention: the source is encoded once, on it each
+space's device and problem, on those some of its suffixes. What a step draws depends on (seed, member, step) alone, so a
+run that was killed goes on from its checkpoint as if it had not been.
 
     members = fresh_members(small_config(tokenizer.vocab_size), lambda width: GridHead(width, LogGrid()), seeds=(0, 1))
     train(texts, TrainConfig(objective="next-token", steps=300), members=members)
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from transformers import PreTrainedConfig
 
 from costmodel.model import checkpoint, decoder
 from costmodel.model.checkpoint import Member
-from costmodel.model.heads import Head, Parts, Targets
+from costmodel.model.heads import Head, Targets
 from costmodel.records import UserError, digest
 
 Objective = Literal["latency", "next-token"]
@@ -38,7 +40,8 @@ class Group:
     """What was measured of one search space: a prefix, and n suffixes with what they came to.
 
     z (n,) is log2(latency / reference), ignored where failed (n,) is True. `rank_only` marks rows that a search
-    gathered: a biased sample of its space, which teaches the order and not the level.
+    gathered: a biased sample of its space, which teaches the order and not the level. Groups whose first `shared` prefix
+    tokens are equal (the source) are trained together.
     """
 
     prefix: Sequence[int]
@@ -46,8 +49,11 @@ class Group:
     z: np.ndarray
     failed: np.ndarray
     rank_only: bool = False
+    shared: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.shared < max(len(self.prefix), 1):
+            raise UserError(f"got {self.shared} shared tokens of {len(self.prefix)}, expected fewer than all")
         if not self.prefix or not len(self.suffixes) == len(self.z) == len(self.failed) > 0:
             raise UserError(
                 f"got a group with {len(self.prefix)} prefix tokens, {len(self.suffixes)} suffixes, {len(self.z)} "
@@ -64,8 +70,8 @@ class TrainConfig:
 
     objective: Objective = "latency"
     steps: int = 2000
-    suffixes: int = 128
-    groups: int = 1
+    suffixes: int = 64  # of each group
+    groups: int = 3  # of one kernel
     window: int = 256
     windows: int = 8
     muon_lr: float = 5e-3
@@ -174,14 +180,10 @@ def _train_member(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
-        total = 0.0
-        terms: dict[str, float] = {}
-        for _ in range(draw.per_step):
-            loss, parts, count = draw.loss(member, rng)
-            (loss / draw.per_step).backward()
-            samples += count
-            total += loss.item() / draw.per_step
-            terms = {name: terms.get(name, 0.0) + x.item() / draw.per_step for name, x in parts.items()}
+        loss, terms, count = draw.loss(member, rng)
+        loss.backward()
+        samples += count
+        total = loss.item()
         if not math.isfinite(total):
             raise UserError(f"got a loss of {total} at step {step}, expected a finite one; lower the learning rates")
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -226,35 +228,51 @@ def make_optimizers(network: nn.ModuleDict, config: TrainConfig) -> list[torch.o
 
 
 class LatencyBatches:
-    """Draws one group, with a probability that grows as the root of its size, and some of its suffixes."""
+    """Draws a kernel, with a probability that grows as the root of its size, some of its groups and their suffixes."""
 
     def __init__(self, groups: Sequence[Group], config: TrainConfig) -> None:
-        self.groups, self.suffixes, self.per_step = groups, config.suffixes, config.groups
-        weights = np.sqrt([len(group.suffixes) for group in groups])
+        self.suffixes, self.groups = config.suffixes, config.groups
+        kernels: dict[tuple[int, ...], list[Group]] = {}
+        for i, group in enumerate(groups):
+            kernels.setdefault(tuple(group.prefix[: group.shared]) or (-1, i), []).append(group)
+        self.kernels = list(kernels.values())
+        weights = np.sqrt([sum(len(group.suffixes) for group in members) for members in self.kernels])
         self.weights = weights / weights.sum()
 
     def identity(self) -> str:
-        rows = [(list(g.prefix), len(g.suffixes), float(np.nansum(g.z)), int(np.sum(g.failed))) for g in self.groups]
-        return digest(rows)
-
-    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, Parts, int]:
-        group = self.groups[rng.choice(len(self.groups), p=self.weights)]
-        rows = rng.permutation(len(group.suffixes))[: self.suffixes]
-        ids, lengths = decoder.pad([group.suffixes[row] for row in rows])
-        targets = Targets(
-            torch.as_tensor(np.asarray(group.z)[rows], dtype=torch.float32),
-            torch.as_tensor(np.asarray(group.failed)[rows], dtype=torch.bool),
-            torch.full((len(rows),), group.rank_only),
+        return digest(
+            [
+                (list(g.prefix), len(g.suffixes), float(np.nansum(g.z)), int(np.sum(g.failed)))
+                for members in self.kernels
+                for g in members
+            ]
         )
-        prefix = decoder.encode_prefix(member.backbone, torch.as_tensor(group.prefix))
-        loss, parts = member.head.loss(member.backbone, prefix, ids, lengths, targets)
-        return loss, parts, len(rows)
+
+    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, dict[str, float], int]:
+        members = self.kernels[rng.choice(len(self.kernels), p=self.weights)]
+        chosen = [members[i] for i in rng.permutation(len(members))[: self.groups]]
+        shared = chosen[0].shared
+        source = decoder.encode_prefix(member.backbone, torch.as_tensor(chosen[0].prefix[:shared])) if shared else None
+        losses, terms, count = [], defaultdict(list), 0
+        for group in chosen:
+            rows = rng.permutation(len(group.suffixes))[: self.suffixes]
+            ids, lengths = decoder.pad([group.suffixes[row] for row in rows])
+            targets = Targets(
+                torch.as_tensor(np.asarray(group.z)[rows], dtype=torch.float32),
+                torch.as_tensor(np.asarray(group.failed)[rows], dtype=torch.bool),
+                torch.full((len(rows),), group.rank_only),
+            )
+            prefix = decoder.encode_prefix(member.backbone, torch.as_tensor(group.prefix[shared:]), after=source)
+            loss, parts = member.head.loss(member.backbone, prefix, ids, lengths, targets)
+            losses.append(loss)
+            count += len(rows)
+            for name, part in parts.items():
+                terms[name].append(part.item())
+        return torch.stack(losses).mean(), {name: float(np.mean(values)) for name, values in terms.items()}, count
 
 
 class TextBatches:
     """Draws windows of one long stream: all texts, one after another."""
-
-    per_step = 1
 
     def __init__(self, texts: Sequence[Sequence[int]], config: TrainConfig) -> None:
         self.stream = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
@@ -265,7 +283,7 @@ class TextBatches:
     def identity(self) -> str:
         return digest(self.stream.tolist())
 
-    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, Parts, int]:
+    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, dict[str, float], int]:
         starts = rng.integers(0, len(self.stream) - self.window, self.windows)
         ids = torch.as_tensor(self.stream[starts[:, None] + np.arange(self.window + 1)])
         logits = member.backbone(input_ids=ids[:, :-1], use_cache=False).logits

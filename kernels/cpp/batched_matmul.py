@@ -55,9 +55,9 @@ WORKLOAD = cpp_workload(
     make_problem=make_problem,
     problems={
         "medium": {"B": 2048, "M": 32, "N": 32, "K": 32},  # 25 MB in all
-        "eights": {"B": 30000, "M": 8, "N": 8, "K": 8},  # less than one wide vector per row
+        "eights": {"B": 20000, "M": 8, "N": 8, "K": 8},  # less than one wide vector per row
         "odd": {"B": 1201, "M": 29, "N": 37, "K": 43},  # tails in every direction
-        "cached": {"B": 24, "M": 128, "N": 128, "K": 128},  # 4.7 MB: half of it nearly fits each L2
+        "cached": {"B": 40, "M": 96, "N": 96, "K": 112},  # 4.7 MB: half of it nearly fits each L2
         "few_rows": {"B": 2000, "M": 3, "N": 64, "K": 64},  # B streams from memory for three rows
         "large": {"B": 32, "M": 136, "N": 120, "K": 152},  # few batches, each beyond L1
     },

@@ -64,12 +64,12 @@ WORKLOAD = cpp_workload(
     default=Config.of(LANES=8, OB=2, WV=1, ROWS_OUTER=0, SPECIAL=0, THREADS=1),
     make_problem=make_problem,
     problems={
-        "early": {"B": 1, "C": 3, "H": 226, "W": 226, "O": 32, "R": 3},  # few channels, long rows
+        "early": {"B": 1, "C": 3, "H": 226, "W": 226, "O": 24, "R": 3},  # few channels, long rows
         "late": {"B": 5, "C": 48, "H": 16, "W": 16, "O": 40, "R": 3},  # many channels, rows of 14
-        "five": {"B": 1, "C": 8, "H": 100, "W": 100, "O": 24, "R": 5},
-        "pointwise": {"B": 1, "C": 64, "H": 64, "W": 64, "O": 88, "R": 1},  # a matrix product in disguise
+        "five": {"B": 1, "C": 8, "H": 100, "W": 100, "O": 18, "R": 5},
+        "pointwise": {"B": 1, "C": 64, "H": 64, "W": 64, "O": 72, "R": 1},  # a matrix product in disguise
         "photo": {"B": 1, "C": 3, "H": 500, "W": 600, "O": 3, "R": 3},  # much data, little work
-        "odd": {"B": 9, "C": 7, "H": 61, "W": 83, "O": 11, "R": 3},  # tails everywhere
+        "odd": {"B": 7, "C": 7, "H": 61, "W": 83, "O": 11, "R": 3},  # tails everywhere
     },
     make_inputs=make_inputs,
     reference=reference,

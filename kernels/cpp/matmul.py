@@ -54,8 +54,8 @@ WORKLOAD = cpp_workload(
     default=Config.of(LANES=8, MR=4, NV=1, KC=256, COLUMNS_FIRST=0, THREADS=1),
     make_problem=make_problem,
     problems={
-        "square": {"M": 416, "N": 416, "K": 416},  # three matrices of 0.7 MB: in cache
-        "odd": {"M": 347, "N": 373, "K": 421},  # tails in every direction
+        "square": {"M": 384, "N": 384, "K": 384},  # three matrices of 0.6 MB: in cache
+        "odd": {"M": 331, "N": 357, "K": 389},  # tails in every direction
         "tall": {"M": 8192, "N": 24, "K": 256},  # few columns: wide blocks do not fit
         "wide": {"M": 12, "N": 4096, "K": 512},  # few rows: B streams from memory once
         "deep": {"M": 64, "N": 64, "K": 12288},  # long sums, little output

@@ -67,7 +67,7 @@ WORKLOAD = cpp_workload(
         FASTMATH=(0, 1),
         VECTOR_BITS=(256, 512),
     ),
-    default=Config.of(LAYOUT=0, BODIES=1, ROOT=0, SIMD=0, THREADS=2, OPT=3, FASTMATH=0, VECTOR_BITS=256),
+    default=Config.of(LAYOUT=0, BODIES=1, ROOT=0, SIMD=0, THREADS=1, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
         "one": {"BATCH": 1, "N": 1800},

@@ -54,7 +54,7 @@ WORKLOAD = cpp_workload(
         FASTMATH=(0, 1),
         VECTOR_BITS=(256, 512),
     ),
-    default=Config.of(ACCUMULATORS=1, DOUBLE=0, FUSED=1, SHARE=0, THREADS=2, OPT=3, FASTMATH=0, VECTOR_BITS=256),
+    default=Config.of(ACCUMULATORS=1, DOUBLE=0, FUSED=1, SHARE=0, THREADS=1, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
         "medium": {"ROWS": 7000, "COLS": 1000},

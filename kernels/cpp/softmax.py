@@ -65,7 +65,7 @@ WORKLOAD = cpp_workload(
         FASTMATH=(0, 1),
         VECTOR_BITS=(128, 256, 512),
     ),
-    default=Config.of(POLYNOMIAL=0, KEEP=1, DIVIDE=0, SIMD=0, THREADS=2, OPT=3, FASTMATH=0, VECTOR_BITS=256),
+    default=Config.of(POLYNOMIAL=0, KEEP=1, DIVIDE=0, SIMD=0, THREADS=1, OPT=3, FASTMATH=0, VECTOR_BITS=256),
     make_problem=make_problem,
     problems={
         "medium": {"ROWS": 2000, "COLS": 1000},
@@ -93,7 +93,7 @@ FORMS = {
             OPT=(2, 3),
             FASTMATH=(0, 1),
         ),
-        default=Config.of(LANES=8, BLOCK=1, POLYNOMIAL=0, LOGSUM=0, THREADS=2, OPT=3, FASTMATH=0),
+        default=Config.of(LANES=8, BLOCK=1, POLYNOMIAL=0, LOGSUM=0, THREADS=1, OPT=3, FASTMATH=0),
     ),
     "vector": form(
         WORKLOAD,

@@ -10,7 +10,9 @@ struct Volume {
     float* out;
     const float* zeros;  // a line of them
     long d, h, w;
-    const float* line(long z, long y) const { return z < 0 || z >= d || y < 0 || y >= h ? zeros : in + (z * h + y) * w; }
+    const float* line(long z, long y) const {
+        return z < 0 || z >= d || y < 0 || y >= h ? zeros : in + (z * h + y) * w;
+    }
     float at(long z, long y, long x) const { return x < 0 || x >= w ? 0.0f : line(z, y)[x]; }
 };
 

@@ -1,0 +1,174 @@
+"""Statistics: numbers known from elsewhere, and the laws that hold for any data."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from costmodel import stats
+from costmodel.records import UserError
+
+latencies = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=40)
+pairs = st.integers(2, 30).flatmap(
+    lambda size: st.tuples(*[st.lists(st.floats(0.1, 1e6), min_size=size, max_size=size)] * 2)
+)
+
+
+# ---- known numbers ----
+
+
+def test_location() -> None:
+    assert stats.median([3, 1, 2]) == 2
+    assert stats.median([4, 1, 2, 3]) == 2.5
+    assert stats.geometric_mean([1, 10, 100]) == pytest.approx(10)
+
+
+def test_rank_correlations_of_a_textbook_example() -> None:
+    # IQ and hours of television a week: rho = -29/165 (Wikipedia, Spearman's rank correlation coefficient)
+    iq = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110]
+    hours = [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
+    assert stats.spearman(iq, hours) == pytest.approx(-29 / 165)
+    assert stats.kendall([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
+    assert stats.kendall([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / math.sqrt(5 * 6))
+    assert math.isnan(stats.spearman([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(stats.kendall([1, 2, 3], [5, 5, 5]))
+
+
+def test_errors_by_hand() -> None:
+    true, predicted = [10, 20, 40, 100], [11, 10, 40, 300]
+    assert stats.mape(true, predicted) == pytest.approx((0.1 + 0.5 + 0 + 2) / 4)
+    assert stats.median_ape(true, predicted) == pytest.approx(0.3)
+    assert stats.mape_scaled(true, [5, 10, 20, 50]) == pytest.approx(0)
+    assert stats.mape_scaled([1, 2, 4], [2, 4, 16]) == pytest.approx(1 / 3)
+
+
+def test_choice_by_hand() -> None:
+    true, predicted = [4, 2, 8, 1], [1, 2, 3, 4]
+    assert [stats.top_k_slowdown(true, predicted, k) for k in (1, 2, 3, 4, 9)] == [4, 2, 2, 1, 1]
+    assert stats.regret(true, 1) == 1
+    assert stats.regret(true, 3) == 0
+    assert stats.coverage([0, 0, 5], [1, 1, 6], [1, 2, 5]) == pytest.approx(2 / 3)
+
+
+def test_searches_by_hand() -> None:
+    trace = [9, math.nan, 5, 4.1, 4]
+    assert stats.evaluations_to(trace, 4, within=0.05) == 4
+    assert stats.evaluations_to(trace, 4, within=0) == 5
+    assert stats.evaluations_to(trace, 1) is None
+    assert stats.expected_random_evaluations([1, 1.04, 2, 3], within=0.05) == pytest.approx(5 / 3)
+    assert stats.expected_random_evaluations([1, 1.04, 2, 3], within=0.05, failures=3) == pytest.approx(8 / 3)
+
+
+def test_sign_flip_of_darwins_maize() -> None:
+    # Fisher, The Design of Experiments (1935): 15 pairs, 863 of 32768 patterns a side at least as extreme, 1726 in all
+    differences = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert stats.sign_flip_p(differences) == pytest.approx(1726 / 32768)
+
+
+def test_sign_flip_beyond_exact_pairs_agrees_with_the_normal_law() -> None:
+    rng = np.random.default_rng(3)
+    differences = rng.standard_normal(60) + 0.25
+    z = differences.sum() / np.sqrt((differences**2).sum())
+    assert stats.sign_flip_p(differences, seed=1) == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.01)
+    assert stats.sign_flip_p(differences, seed=1) == stats.sign_flip_p(differences, seed=1)
+
+
+def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(0).standard_normal(400)
+    low, high = stats.bootstrap_interval(values, np.mean, seed=5)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert stats.bootstrap_interval(values, np.mean, seed=5) == (low, high)
+    assert stats.bootstrap_interval(values, np.mean, seed=6) != (low, high)
+    narrow = stats.bootstrap_interval(values, np.mean, confidence=0.5, seed=5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+# ---- laws ----
+
+
+@given(pairs, st.floats(0.01, 100))
+def test_rank_measures_ignore_monotone_changes(pair: tuple[list[float], list[float]], scale: float) -> None:
+    true, predicted = pair
+    assume(len(set(true)) > 1 and len(set(predicted)) > 1)
+    doubled = [value * 2.0 for value in predicted]
+    assert stats.spearman(true, doubled) == pytest.approx(stats.spearman(true, predicted))
+    assert stats.kendall(true, doubled) == pytest.approx(stats.kendall(true, predicted))
+    opposite = [-value for value in predicted]
+    assert stats.spearman(true, opposite) == pytest.approx(-stats.spearman(true, predicted))
+    assert stats.mape_scaled(true, [scale * value for value in predicted]) == pytest.approx(
+        stats.mape_scaled(true, predicted), rel=1e-6, abs=1e-9
+    )
+
+
+@given(pairs, st.integers(1, 30))
+def test_top_k_never_worsens_with_k(pair: tuple[list[float], list[float]], k: int) -> None:
+    true, predicted = pair
+    slowdown = stats.top_k_slowdown(true, predicted, k)
+    assert 1 <= stats.top_k_slowdown(true, predicted, k + 1) <= slowdown * (1 + 1e-12)
+    assert stats.top_k_slowdown(true, true, k) == 1
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=7), st.data())
+def test_tied_predictions_are_broken_at_random(true: list[int], data: st.DataObject) -> None:
+    """Against all ways of choosing: a constant prediction is worth a random choice of k."""
+    k = data.draw(st.integers(1, len(true)))
+    chosen = [min(choice) for choice in itertools.combinations(true, k)]
+    assert stats.top_k_slowdown(true, [5.0] * len(true), k) == pytest.approx(np.mean(chosen) / min(true))
+    halves = [1.0] + [2.0] * (len(true) - 1)
+    if k > 1:
+        chosen = [min(true[0], *choice) for choice in itertools.combinations(true[1:], k - 1)]
+        assert stats.top_k_slowdown(true, halves, k) == pytest.approx(np.mean(chosen) / min(true))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_expected_random_search_against_all_orders(values: list[int]) -> None:
+    taken = [stats.evaluations_to(order, min(values), within=0.3) for order in itertools.permutations(values)]
+    assert stats.expected_random_evaluations(values, within=0.3) == pytest.approx(np.mean(taken))
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=9))
+def test_sign_flip_against_all_patterns(differences: list[int]) -> None:
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    p = stats.sign_flip_p(differences)
+    assert p == pytest.approx(np.mean([total >= abs(sum(differences)) for total in sums]))
+    assert p == stats.sign_flip_p([-value for value in differences])
+
+
+@given(latencies)
+def test_geometric_mean_lies_between(values: list[float]) -> None:
+    assert min(values) * (1 - 1e-9) <= stats.geometric_mean(values) <= np.mean(values) * (1 + 1e-9)
+
+
+@given(latencies, st.integers(0, 5))
+def test_bootstrap_interval_stays_within_the_data(values: list[float], seed: int) -> None:
+    low, high = stats.bootstrap_interval(values, resamples=50, seed=seed)
+    assert min(values) <= low <= high <= max(values)
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: stats.median([]), "non-empty"),
+        (lambda: stats.median([1, math.nan]), "not finite"),
+        (lambda: stats.mape([1, 2], [1]), "equally many"),
+        (lambda: stats.mape([0, 2], [1, 1]), "positive latencies"),
+        (lambda: stats.top_k_slowdown([1, 2], [1, 2], 0), "at least 1"),
+        (lambda: stats.regret([1, 2], 2), "0 to 1"),
+        (lambda: stats.bootstrap_interval([1, 2], confidence=95, seed=0), "between 0 and 1"),
+        (lambda: stats.geometric_mean([1, -1]), "positive"),
+    ],
+)
+def test_mistakes_are_named(call, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        call()
