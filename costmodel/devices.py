@@ -30,22 +30,24 @@ def floor_us(problem: Problem, device: Device) -> float:
     floor = max(flops / (peak_tflops * 1e6), bytes / (peak_gb_per_s * 1e3), launch), launch = 2 us on a GPU, 0 on a CPU
 
     `peak_tflops` is the sheet's fastest entry for the problem's dtype, on whichever unit ("bf16/tensor" for bf16; plain
-    f32 never runs as tf32). A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's, else the fastest float's. Work that
-    stays in cache, or a CPU above its nominal clock, can be faster than this floor. It is 0 where nothing is stated.
+    f32 never runs as tf32). A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's, else the
+    fastest float's. A term whose rate the sheet does not state (0) is left out. Work that stays in cache, or a CPU
+    above its nominal clock, can be faster than this floor.
     """
-    compute = problem.flops / (peak_tflops(device, problem.dtype) * 1e6)
-    memory = problem.bytes / (device.peak_gb_per_s * 1e3)
+    peak = peak_tflops(device, problem.dtype)
+    compute = problem.flops / (peak * 1e6) if peak else 0.0
+    memory = problem.bytes / (device.peak_gb_per_s * 1e3) if device.peak_gb_per_s else 0.0
     return max(compute, memory, 0.0 if device.kind == "cpu" else GPU_LAUNCH_US)
 
 
 def peak_tflops(device: Device, dtype: str) -> float:
-    """The sheet's fastest rate for a dtype over all units, with the stand-ins that `floor_us` describes."""
+    """The sheet's fastest rate for a dtype over all units, with the stand-ins that `floor_us` names; 0 if unknown."""
     stated = "f8" if dtype.startswith("f8") else dtype  # one rate for all 8-bit float formats
     for wanted in (stated, "f64" if dtype.endswith("64") else "f32", "f32"):
         rates = [rate for name, rate in device.peak_tflops if name.partition("/")[0] == wanted]
         if rates:
             return max(rates)
-    return max(rate for name, rate in device.peak_tflops if not name.startswith("i"))
+    return max((rate for name, rate in device.peak_tflops if not name.startswith("i")), default=0.0)
 
 
 # ---- published sheets ----

@@ -140,6 +140,13 @@ def test_floor_by_hand() -> None:
     assert floor_us(problem("f32", 0, 0), cpu) == 0
 
 
+def test_what_a_sheet_does_not_state_is_left_out() -> None:
+    bare = Device("bare", "cpu", "v", "a", 2, 0.0, (), 0.0, 0)
+    assert floor_us(problem("f32", 10**9, 10**9), bare) == 0
+    streaming = Device("streaming", "cpu", "v", "a", 2, 0.0, (), 10.0, 0)
+    assert floor_us(problem("f32", 10**9, 10_000), streaming) == pytest.approx(1.0)
+
+
 def test_rate_of_a_dtype_without_an_entry() -> None:
     assert peak_tflops(find("H100"), "f8e4m3fn") == pytest.approx(1978.9, rel=1e-3)
     assert peak_tflops(find("Tesla T4"), "bf16") == 8.1
@@ -275,7 +282,9 @@ def test_units_are_the_processors_this_process_may_use() -> None:
 
 
 def test_importing_devices_leaves_torch_alone() -> None:
-    code = "import sys; from costmodel import devices as d; d.load_sheets(); d.detect('cpu'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from costmodel import devices as d; d.find('H100'); d.detect('cpu'); print('torch' in sys.modules)"
+    )
     root = str(Path(devices.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": root}
