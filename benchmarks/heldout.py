@@ -84,7 +84,7 @@ def main():
     everything = pd.concat(tables)
     report = []
     for name, mine in everything.groupby("model", sort=False):
-        low, high = stats.bootstrap_interval(mine["spearman"].to_numpy(), np.mean, seed=0)
+        low, high = stats.bootstrap_interval(mine["spearman"].fillna(0.0).to_numpy(), np.mean, seed=0)
         figures = {key: round(float(mine[key].mean()), 4) for key in FIGURES}
         by_seed = [round(float(x), 4) for x in mine.groupby("seed")["spearman"].mean()]
         report.append({"model": name, **figures, "spearman_95": [round(low, 4), round(high, 4)], "seeds": by_seed})

@@ -21,6 +21,8 @@ from costmodel.serialize import canonical_source, prompt, reference_us
 from costmodel.tokens import LogGrid, TextTokenizer
 from costmodel.train import Group, TrainConfig, TrainSummary, fresh_members, train
 
+SPELLED_SHARE = 0.15  # of the parameters of a training group
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -32,7 +34,7 @@ class Recipe:
     suffixes: int = 64
     hidden_size: int = 96
     layers: int = 3
-    vocab_size: int = 2048
+    vocab_size: int = 3072
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,7 +62,7 @@ def fit(
         )
     else:
         tokenizer = start.tokenizer
-    groups = training_groups(measurements, tokenizer)
+    groups = training_groups(measurements, tokenizer, seed=recipe.seed)
     if start is None:
         z = np.concatenate([g.z[~g.failed] for g in groups])
         members = fresh_members(
@@ -82,21 +84,25 @@ def fit(
     return NeuralCostModel(members, tokenizer, details), summaries
 
 
-def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenizer) -> list[Group]:
-    """One group a space (kernel, problem, device): the prefix once, and its configs with their log2 slowdowns."""
+def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenizer, *, seed: int) -> list[Group]:
+    """One group a space (kernel, problem, device): the prefix once, and its configs with their log2 slowdowns.
+
+    In each group some parameters are spelled out, as those of a kernel that nobody trained on will be.
+    """
+    rng = np.random.default_rng(seed)
     groups = []
     for space in dataset.groups(measurements):
         prompts = [prompt(m.variant, m.device) for m in space.measurements]
-        failed = np.array([m.status != "ok" for m in space.measurements])
-        slowdown = [m.latency_us / reference_us(m.variant, m.device) for m in space.measurements]
         prefix = tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids
+        spelled = np.flatnonzero(rng.random(len(prompts[0].config)) < SPELLED_SHARE).tolist()
+        slowdown = [m.latency_us / reference_us(m.variant, m.device) for m in space.measurements]
         groups.append(
             Group(
                 prefix=prefix,
                 shared=prefix.index(tokenizer.sep_id),
-                suffixes=[tokenizer.encode_suffix(p) for p in prompts],
+                suffixes=[tokenizer.encode_suffix(p, spelled=spelled) for p in prompts],
                 z=np.log2(slowdown),
-                failed=failed,
+                failed=np.array([m.status != "ok" for m in space.measurements]),
             )
         )
     return groups

@@ -202,7 +202,7 @@ class Prompt:
     source: str
     device: str
     problem: str
-    config: tuple[str, ...]  # the values in schema order
+    config: tuple[str, ...]  # NAME=value in schema order
 
 
 @dataclass(frozen=True, slots=True)

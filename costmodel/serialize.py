@@ -309,11 +309,12 @@ def _log2(value: float) -> str:
 
 
 def _config(variant: Variant) -> tuple[str, ...]:
-    """The values in schema order; NAME=value where the kernel has no schema."""
+    """NAME=value in schema order, or in the config's own where the kernel has no schema.
+
+    The name stands beside each value, since "4" means little and THREADS=4 means the same in every kernel.
+    """
     given = variant.config.as_dict()
-    names = [name for name, _ in variant.kernel.schema]
-    if not names:
-        return tuple(f"{name}={_value(value)}" for name, value in variant.config.params)
+    names = [name for name, _ in variant.kernel.schema] or list(given)
     if set(names) != set(given):
         raise UserError(f"got config {variant.config}, expected values for {', '.join(names)} and no others")
-    return tuple(_value(given[name]) for name in names)
+    return tuple(f"{name}={_value(given[name])}" for name in names)

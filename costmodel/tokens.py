@@ -1,7 +1,7 @@
 """Text to tokens and numbers to tokens.
 
 `TextTokenizer` is a byte-level BPE of Hugging Face `tokenizers` with every digit on its own, so no input can fail to
-tokenize and an unseen "108" is three seen digits. Config values seen in training are one token each (`<v:64>`).
+tokenize and an unseen "108" is three seen digits. Settings seen in training are one token each (`<v:TILE=64>`).
 
 The number codecs share one interface, `NumberCodec`: a number is a string of exactly `num_tokens` tokens of a small
 vocabulary of its own, and a table says which token may follow (`mask`, `next_state`), so that a batch is constrained on
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,9 +54,9 @@ class TextTokenizer:
 
     @staticmethod
     def train(texts: Iterable[Prompt | str], *, vocab_size: int = 2048) -> TextTokenizer:
-        """Learn merges from the distinct texts, and one token for each config value of the prompts.
+        """Learn merges from the distinct texts, and one token for each setting (NAME=value) of the prompts.
 
-        At most a quarter of the vocabulary goes to values, the most frequent first; the others stay digits.
+        At most a quarter of the vocabulary goes to settings, the most frequent first; the others are spelled out.
         """
         parts: dict[str, None] = {}
         values: Counter[str] = Counter()
@@ -137,12 +137,16 @@ class TextTokenizer:
         kept = source[: budget - len(rest)]
         return Encoded(kept + rest, len(source) - len(kept))
 
-    def encode_suffix(self, prompt: Prompt) -> list[int]:
-        """One token per known value; bytes and digits closed by `<sep>` for any other; then `<eot>`."""
+    def encode_suffix(self, prompt: Prompt, *, spelled: Container[int] = ()) -> list[int]:
+        """One token per known setting; text and digits closed by `<sep>` for any other; then `<eot>`.
+
+        Settings at the positions `spelled` are written out though known: training does so now and then, since that is
+        how the settings of an unseen kernel arrive.
+        """
         ids: list[int] = []
-        for value in prompt.config:
-            token = self._values.get(value)
-            ids += [token] if token is not None else [*self._encode_cached(value), self.sep_id]
+        for position, setting in enumerate(prompt.config):
+            token = None if position in spelled else self._values.get(setting)
+            ids += [token] if token is not None else [*self._encode_cached(setting), self.sep_id]
         return [*ids, self.eot_id]
 
     def _encode(self, text: str) -> tuple[int, ...]:

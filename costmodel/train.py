@@ -40,8 +40,8 @@ class Group:
     """What was measured of one search space: a prefix, and n suffixes with what they came to.
 
     z (n,) is log2(latency / reference), ignored where failed (n,) is True. `rank_only` marks rows that a search
-    gathered: a biased sample of its space, which teaches the order and not the level. Groups whose first `shared` prefix
-    tokens are equal (the source) are trained together.
+    gathered: a biased sample of its space, which teaches the order and not the level. Groups whose first `shared`
+    prefix tokens are equal (the source) are trained together.
     """
 
     prefix: Sequence[int]

@@ -169,7 +169,7 @@ def test_prompt_has_the_schema_first_and_the_values_in_its_order() -> None:
     variant = Variant(kernel(CPP), MATMUL, Config.of(MODE="two words", TILE=64))
     prompt = serialize.prompt(variant, CPU)
     assert prompt.source.splitlines()[:3] == ["param TILE: 16 32 64", "param MODE: row 'two words'", "#include <cmath>"]
-    assert prompt.config == ("64", "'two words'")
+    assert prompt.config == ("TILE=64", "MODE='two words'")
     assert prompt.device == (
         "device cpu Intel emerald-rapids units 2 clock_mhz 2300 f32 tflops 0.294 flops_per_unit_cycle 64 gb_per_s 50 "
         "flops_per_byte 5.89 l2_kib 2048 l1_kib 48 vector_bits 512"
