@@ -78,7 +78,7 @@ def main() -> None:
 def _device(name: str | None) -> Device:
     from costmodel import devices
 
-    return devices.find(name) if name else devices.detect()
+    return devices.find(name) if name else devices.detect("cpu")
 
 
 def _store_path(path: Path | None) -> Path:
@@ -325,7 +325,9 @@ def train(
         reading_steps=0 if objective == "latency" else shipped.reading_steps,
         seed=seed,
     )
-    model, stages = fit(measurements, recipe, start=begin, checkpoints=out / "training")
+    model, stages = fit(
+        measurements, recipe, start=begin, checkpoints=out / "training", jobs=min(members, os.cpu_count() or 1)
+    )
     model.save_pretrained(out)
     document = {
         "model": str(out),

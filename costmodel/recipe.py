@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
 
 from costmodel import dataset
 from costmodel.familiarity import Familiarity
+from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
 from costmodel.model.heads import GridHead
 from costmodel.predictor import PREFIX_BUDGET, NeuralCostModel
@@ -29,8 +32,8 @@ class Recipe:
     """Sizes and steps. The defaults made the shipped checkpoint."""
 
     members: int = 4
-    steps: int = 3000
-    reading_steps: int = 300  # next-token training on the sources first; 0 leaves it out
+    steps: int = 1500
+    reading_steps: int = 150  # next-token training on the sources first; 0 leaves it out
     suffixes: int = 64
     hidden_size: int = 96
     layers: int = 3
@@ -49,20 +52,22 @@ def fit(
     *,
     start: NeuralCostModel | None = None,
     checkpoints: Path | None = None,
+    jobs: int = 1,
 ) -> tuple[NeuralCostModel, list[TrainSummary]]:
     """Train a model on measurements, failures among them; from the weights of `start` where it is given.
 
-    checkpoints: a folder from which a killed run goes on.
+    checkpoints: a folder from which a killed run goes on. jobs: members trained at once, each in a process of its own
+    with one thread; the result does not depend on it. The summaries are per member and stage.
     """
     if not any(m.status == "ok" for m in measurements):
         raise UserError(f"got {len(measurements)} measurements and none that is ok, expected some; collect first")
     if start is None:
-        tokenizer = TextTokenizer.train(
-            (prompt(m.variant, m.device) for m in measurements), vocab_size=recipe.vocab_size
-        )
+        prompts = (prompt(m.variant, m.device) for m in measurements)
+        tokenizer = TextTokenizer.train(prompts, vocab_size=recipe.vocab_size)
     else:
         tokenizer = start.tokenizer
     groups = training_groups(measurements, tokenizer, seed=recipe.seed)
+    texts = source_texts((m.variant.kernel for m in measurements), tokenizer)
     if start is None:
         z = np.concatenate([g.z[~g.failed] for g in groups])
         members = fresh_members(
@@ -72,16 +77,38 @@ def fit(
         )
     else:
         members = start.members
+    work = [
+        delayed(_train_member)(member, texts, groups, recipe, number, checkpoints, jobs > 1)
+        for number, member in enumerate(members)
+    ]
+    trained = Parallel(n_jobs=min(jobs, len(members)))(work)
+    details = {"familiarity": Familiarity.of(measurements).as_json()}
+    model = NeuralCostModel([member for member, _ in trained], tokenizer, details)
+    return model, [summary for _, summaries in trained for summary in summaries]
+
+
+def _train_member(
+    member: Member,
+    texts: Sequence[Sequence[int]],
+    groups: Sequence[Group],
+    recipe: Recipe,
+    number: int,
+    checkpoints: Path | None,
+    alone: bool,
+) -> tuple[Member, list[TrainSummary]]:
+    """Both stages of one member. `alone`, in a process of its own, it takes one thread; only the first shows a bar."""
+    if alone:
+        torch.set_num_threads(1)
+    folder = checkpoints / f"member-{number}" if checkpoints else None
+    seed, quiet = recipe.seed + number, alone and number > 0
     summaries = []
     if recipe.reading_steps:
-        texts = source_texts((m.variant.kernel for m in measurements), tokenizer)
-        config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=recipe.seed)
-        summaries.append(train(texts, config, members=members, checkpoints=checkpoints))
+        config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=seed)
+        summaries.append(train(texts, config, members=[member], checkpoints=folder, quiet=quiet))
     if recipe.steps:
-        config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=recipe.seed)
-        summaries.append(train(groups, config, members=members, checkpoints=checkpoints))
-    details = {"familiarity": Familiarity.of(measurements).as_json()}
-    return NeuralCostModel(members, tokenizer, details), summaries
+        config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=seed)
+        summaries.append(train(groups, config, members=[member], checkpoints=folder, quiet=quiet))
+    return member, summaries
 
 
 def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenizer, *, seed: int) -> list[Group]:

@@ -120,6 +120,7 @@ def train(
     *,
     members: Sequence[Member],
     checkpoints: Path | None = None,
+    quiet: bool = False,
 ) -> TrainSummary:
     """Trains every member in place: on groups (objective "latency"), or on texts as token ids ("next-token").
 
@@ -141,7 +142,7 @@ def train(
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         for index, member in enumerate(members):
             path = checkpoints / f"{config.objective}-{index}.safetensors" if checkpoints else None
             task = progress.add_task(

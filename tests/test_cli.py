@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from costmodel.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("doctor", "devices", "new", "collect", "train", "evaluate", "predict", "rank", "tune")
@@ -138,3 +141,54 @@ def test_new_collect_tune_and_the_store(tmp_path):
     assert (tmp_path / "out" / "README.md").is_file()
     scored = document(costmodel("evaluate", "--data", tmp_path / "out", "--json"))
     assert scored["rows"][-1]["n"] == 12
+
+
+def wait_for_rows(path, count, process):
+    """Until the store holds `count` rows; the writer must still be at it."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        if path.exists():
+            with Store(path) as store:
+                if sum(1 for _ in store.measurements()) >= count:
+                    return
+        time.sleep(0.05)
+    raise AssertionError("nothing was stored")
+
+
+def killed_in_mid_run(path, *arguments, cwd, rows=6):
+    command = [sys.executable, "-c", "from costmodel.cli import main; main()", *arguments]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), COSTMODEL_STORE=str(path))
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_rows(path, rows, process)
+    process.kill()
+    process.wait()
+    with Store(path) as store:
+        return [(m.variant, m.collected_at, m.samples_us) for m in store.measurements()]
+
+
+def test_a_search_killed_with_9_goes_on_and_measures_nothing_twice(tmp_path):
+    path = tmp_path / "store.sqlite"
+    assert costmodel("new", "axpy.cpp", cwd=tmp_path).returncode == 0
+    arguments = ("tune", "axpy.cpp", "--problem", "n=300000", "--budget", "30", "--json")
+    kept = killed_in_mid_run(path, *arguments, cwd=tmp_path)
+    assert len({variant for variant, _, _ in kept}) == len(kept)
+    resumed = document(costmodel(*arguments, cwd=tmp_path, COSTMODEL_STORE=str(path)))
+    assert resumed["reused"] == len(kept)
+    assert resumed["evaluated"] == 30
+    with Store(path) as store:
+        now = [(m.variant, m.collected_at, m.samples_us) for m in store.measurements()]
+    assert now[: len(kept)] == kept
+
+
+def test_a_collection_killed_with_9_goes_on_and_two_may_run_at_once(tmp_path):
+    path = tmp_path / "store.sqlite"
+    assert costmodel("new", "axpy.cpp", cwd=tmp_path).returncode == 0
+    arguments = ("collect", "axpy.cpp", "--configs", "30", "--passes", "1", "--json")
+    kept = killed_in_mid_run(path, *arguments, cwd=tmp_path)
+    environment = {"COSTMODEL_STORE": str(path)}
+    document(costmodel(*arguments, cwd=tmp_path, **environment))
+    with Store(path) as store:
+        now = [(m.variant, m.collected_at, m.samples_us) for m in store.measurements()]
+    assert now[: len(kept)] == kept
+    assert len(now) == len({variant for variant, _, _ in now}) == 60
