@@ -50,15 +50,19 @@ def make_split(rows, name):
     return [*problems.train, *nests], {"problems": list(problems.test), "kernels": list(kernels.test)}
 
 
-def rivals(train, seed):
-    models = {
-        "boosted trees": baselines.BoostedTrees(seed=seed),
-        "nearest neighbour": baselines.NearestNeighbour(),
-        "roofline": baselines.Roofline(),
-    }
-    for model in models.values():
+def rivals(train, test, seeds):
+    """[seed] -> {name: predictions}; only the trees have a seed."""
+    fixed = {"nearest neighbour": baselines.NearestNeighbour(), "roofline": baselines.Roofline()}
+    told = {}
+    for name, model in fixed.items():
         model.update(train)
-    return models
+        told[name] = predict_all(model, test)
+    answers = []
+    for seed in range(seeds):
+        trees = baselines.BoostedTrees(seed=seed)
+        trees.update(train)
+        answers.append({"boosted trees": predict_all(trees, test), **told})
+    return answers
 
 
 def calibrate(test, predictions):
@@ -123,15 +127,15 @@ def main():
         print(f"{len(train)} rows, trained in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         network.details["held_out"] = list(HELD_OUT_KERNELS) if options.split == "shipped" else []
     spreads = network.details.pop("spread", {})
-    tables, calibration, opponents = [], {}, [rivals(train, seed) for seed in range(len(network.members))]
+    tables, calibration = [], {}
     for test_set, rows in tests.items():
         test = [m for m in rows if m.status == "ok"]
         whole = predict_all(network, test)
         calibration[test_set] = calibrate(test, whole)
+        opponents = rivals(train, test, len(network.members))
         for seed, member in enumerate(network.members):
             alone = NeuralCostModel([member], network.tokenizer, network.details)
-            told = {"network": predict_all(alone, test)}
-            told |= {name: predict_all(model, test) for name, model in opponents[seed].items()}
+            told = {"network": predict_all(alone, test), **opponents[seed]}
             points = {name: average([predictions]) for name, predictions in told.items()}
             points["averaged"] = average([whole])
             points["averaged and trees"] = average([whole, told["boosted trees"]])

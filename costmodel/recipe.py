@@ -32,11 +32,11 @@ class Recipe:
     """Sizes and steps. The defaults made the shipped checkpoint."""
 
     members: int = 4
-    steps: int = 1500
+    steps: int = 3000
     reading_steps: int = 150  # next-token training on the sources first; 0 leaves it out
     suffixes: int = 64
-    hidden_size: int = 96
-    layers: int = 3
+    hidden_size: int = 64
+    layers: int = 2
     vocab_size: int = 3072
     seed: int = 0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from costmodel import stats
 from costmodel.records import Config, CostModel, Device, Kernel, Measurement, Prediction, Problem, UserError, Variant
 from costmodel.search import Tuner
 
@@ -159,10 +160,8 @@ def ranked(predictions: Callable[[RecordedSpace], Sequence[Sequence[Prediction]]
 
 def evaluations_to(taken: Sequence[Measurement], optimum_us: float, within: float) -> float:
     """How many evaluations until one is within a share of the optimum; infinite if none is."""
-    for count, m in enumerate(taken, 1):
-        if m.status == "ok" and m.latency_us <= (1 + within) * optimum_us:
-            return float(count)
-    return NEVER
+    reached = stats.evaluations_to([m.latency_us for m in taken], optimum_us, within=within)
+    return NEVER if reached is None else float(reached)
 
 
 def fraction_at(taken: Sequence[Measurement], optimum_us: float, count: int) -> float:

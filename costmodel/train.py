@@ -74,8 +74,8 @@ class TrainConfig:
     groups: int = 3  # of one kernel
     window: int = 256
     windows: int = 8
-    muon_lr: float = 5e-3
-    adamw_lr: float = 2e-3
+    muon_lr: float = 1.5e-2
+    adamw_lr: float = 4e-3
     warmup_steps: int = 50
     final_lr_share: float = 0.03
     clip_norm: float = 1.0
