@@ -30,6 +30,7 @@ from costmodel.records import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from costmodel.predictor import NeuralCostModel
     from costmodel.records import Device, Measurement, Variant, Workload
     from costmodel.store import Store
 
@@ -79,6 +80,13 @@ def _device(name: str | None) -> Device:
     from costmodel import devices
 
     return devices.find(name) if name else devices.detect("cpu")
+
+
+def _model(folder: Path | None) -> NeuralCostModel:
+    """Called after what the user typed has been read: this is where torch is imported, which takes seconds."""
+    from costmodel.predictor import NeuralCostModel
+
+    return NeuralCostModel.from_pretrained(folder)
 
 
 def _store_path(path: Path | None) -> Path:
@@ -311,13 +319,13 @@ def train(
     Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
     """
     from costmodel import workloads
-    from costmodel.predictor import NeuralCostModel
-    from costmodel.recipe import Recipe, fit
 
-    measurements = _read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"])
     if objective not in ("both", "next-token", "latency"):
         raise UserError(f"got objective {objective!r}, expected both, next-token or latency")
-    begin = NeuralCostModel.from_pretrained(start) if start else None
+    measurements = _read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"])
+    begin = _model(start) if start else None
+    from costmodel.recipe import Recipe, fit
+
     shipped = Recipe()
     recipe = Recipe(
         members=members,
@@ -355,10 +363,9 @@ def evaluate(
     Example: costmodel evaluate --data datasets/cpu-cpp --by kernel
     """
     from costmodel import evaluate as evaluation
-    from costmodel.predictor import NeuralCostModel
 
     measurements = [m for m in _read_measurements(data) if m.status == "ok"]
-    predictions = evaluation.predict_all(NeuralCostModel.from_pretrained(model), measurements)
+    predictions = evaluation.predict_all(_model(model), measurements)
     table = evaluation.evaluate(measurements, predictions, by=by)  # type: ignore[arg-type]
     if as_json:
         print_json({"rows": json.loads(table.to_json(orient="records"))})
@@ -380,13 +387,13 @@ def predict(
     Example: costmodel predict matmul --problem M=512,N=512 --config THREADS=2
     """
     from costmodel import workloads
-    from costmodel.predictor import NeuralCostModel
     from costmodel.records import Variant
 
     workload = workloads.load(kernel)
     chosen = workloads.parse_problem(workload, problem)
     variant = Variant(workload.kernel, chosen, workloads.parse_config(workload, config))
-    answer = NeuralCostModel.from_pretrained(model).predict([variant], _device(device))[0]
+    target = _device(device)
+    answer = _model(model).predict([variant], target)[0]
     rows = [prediction_row(variant, answer)]
     if as_json:
         print_json(rows)
@@ -407,11 +414,9 @@ def rank(
 
     Example: costmodel rank matmul matmul__packed --problem M=512,N=512 --top 5
     """
-    from costmodel.predictor import NeuralCostModel
-
     target = _device(device)
     candidates, _ = _candidates(kernels, problem, target)
-    predictions = NeuralCostModel.from_pretrained(model).predict(candidates, target)
+    predictions = _model(model).predict(candidates, target)
     order = sorted(range(len(candidates)), key=lambda i: predictions[i].median_us)[:top]
     rows = [prediction_row(candidates[i], predictions[i]) for i in order]
     if as_json:
@@ -453,7 +458,6 @@ def tune(
     Example: costmodel tune matmul --problem M=512,N=512 --budget 60s
     """
     from costmodel import search, workloads
-    from costmodel.predictor import NeuralCostModel
     from costmodel.records import Variant
     from costmodel.sittings import combine
 
@@ -461,7 +465,7 @@ def tune(
     candidates, loaded = _candidates(kernels, problem, target)
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
     collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
-    prior = NeuralCostModel.from_pretrained(model)
+    prior = _model(model)
     with _open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
         known = combine(collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded]))
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
