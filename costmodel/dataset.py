@@ -204,7 +204,7 @@ def _card_text(rows: Sequence[Measurement], card: Card) -> str:
     samples = sum(len(row.samples_us) for row in rows)
     dates = sorted(row.collected_at for row in rows if row.collected_at)
     parts = [
-        f"---\nlicense: {card.license}\npretty_name: {card.title}\nconfigs:\n- config_name: default\n"
+        f"---\nlicense: {card.license}\npretty_name: {json.dumps(card.title)}\nconfigs:\n- config_name: default\n"
         "  data_files: measurements.parquet\n- config_name: kernels\n  data_files: kernels.parquet\n---",
         f"# {card.title}",
         card.description,
