@@ -48,6 +48,23 @@ def config_features(variants: Sequence[Variant]) -> np.ndarray:
     return (table - table.mean(axis=0)) / table.std(axis=0)
 
 
+def schema_features(variants: Sequence[Variant]) -> np.ndarray:
+    """(variants, features) of variants of one kernel with a schema, in the scale of the schema's values.
+
+    Unlike those of `config_features`, the numbers of one variant do not depend on what stands beside it.
+    """
+    columns: list[list[float]] = []
+    rows = [variant.config.as_dict() for variant in variants]
+    for name, values in variants[0].kernel.schema:
+        if any(isinstance(value, str) for value in values):
+            columns += [[float(row[name] == value) for row in rows] for value in values]
+        else:
+            known = np.array([_number(value) for value in values])
+            scale = known.std() or 1.0
+            columns.append([(_number(row[name]) - known.mean()) / scale for row in rows])
+    return np.array(columns).T
+
+
 _PATTERNS = {
     "loops": r"\bfor\s*\(",
     "branches": r"\bif\s*\(|\?",

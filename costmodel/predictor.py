@@ -17,7 +17,7 @@ import torch
 
 from costmodel.baselines import MaternProcess
 from costmodel.familiarity import Familiarity
-from costmodel.features import config_features
+from costmodel.features import schema_features
 from costmodel.model import checkpoint, decode
 from costmodel.model.decoder import PrefixCache, encode_prefix, pad
 from costmodel.records import Device, Measurement, Prediction, UserError, Variant
@@ -147,9 +147,9 @@ class NeuralCostModel:
         here = self._measured.get((kernel.identity, problem, device.identity))
         if here:
             residual = self._residuals(here, device)
-            if len(here) < 3:
+            if len(here) < 3 or not kernel.schema:
                 return np.full(len(variants), residual.mean() * len(here) / (len(here) + 0.5))
-            features = config_features([*variants, *here])
+            features = schema_features([*variants, *here])
             process = MaternProcess()
             process.fit(features[len(variants) :], residual - residual.mean())
             return residual.mean() + process.predict(features[: len(variants)])[0]

@@ -98,7 +98,7 @@ def test_the_card_states_what_was_measured(tmp_path: Path) -> None:
     card = Card("My kernels", hardware="A quiet box.", protocol="Three passes.", split_policy="By kernel.")
     write_parquet(rows, tmp_path, card)
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlicense: apache-2.0\npretty_name: My kernels\n")
+    assert text.startswith('---\nlicense: apache-2.0\npretty_name: "My kernels"\n')
     for part in (
         "A quiet box.",
         "- box (cpu, x): 2 units at 2300 MHz, 0.2 TFLOP/s f32, 0.4 TFLOP/s f32/simd, 50 GB/s, L2 1024 KiB",
