@@ -16,7 +16,7 @@ from costmodel.records import Device, Kernel, Measurement, Problem
 from costmodel.serialize import canonical_source
 
 SKETCH_SIZE = 6000
-TRUSTED_SHARE = 0.6  # below it held-out kernels were ranked no better than by a feature model; see docs/lab-notes.md
+TRUSTED_SHARE = 0.6  # a guess so far; see docs/lab-notes.md
 RANGE_MARGIN = 4.0  # how far outside the trained range of flops and bytes a problem may lie
 
 
