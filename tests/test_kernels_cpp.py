@@ -44,15 +44,6 @@ def small(workload: Workload) -> Problem:
     raise AssertionError(f"{workload.kernel.name} takes no small sizes")
 
 
-@pytest.fixture(autouse=True)
-def restored_float_mode():
-    """A library built with -ffast-math makes subnormals zero in the whole process when it is loaded; undo that."""
-    yield
-    default_environment = ctypes.c_void_p(-1)  # FE_DFL_ENV of glibc
-    assert ctypes.CDLL("libm.so.6").fesetenv(default_environment) == 0
-    assert np.float64(5e-324) * np.float64(1.0) > 0
-
-
 def build(compiler: str, config: Config, folder: Path) -> ctypes.CDLL:
     source, library = folder / "kernel.cpp", folder / f"kernel-{abs(hash(config))}.so"
     flags = ["-O2"]
