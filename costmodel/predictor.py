@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from costmodel.baselines import MaternProcess
 from costmodel.familiarity import Familiarity
 from costmodel.features import schema_features
+from costmodel.gaussian import MaternProcess
 from costmodel.model import checkpoint, decode
 from costmodel.model.decoder import PrefixCache, encode_prefix, pad
 from costmodel.records import Device, Measurement, Prediction, UserError, Variant

@@ -22,8 +22,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import norm, spearmanr
 
-from costmodel.baselines import MaternProcess
 from costmodel.features import config_features
+from costmodel.gaussian import MaternProcess
 from costmodel.measure.blocks import Confirmation, confirm
 from costmodel.records import CostModel, Measurement, Prediction, Runner, UserError, Variant
 

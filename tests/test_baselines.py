@@ -8,6 +8,7 @@ from contracts import CostModelContract
 from test_search import CANDIDATES, DEVICE, measurement, truth
 
 from costmodel import baselines
+from costmodel.gaussian import MaternProcess
 from costmodel.stats import spearman
 
 
@@ -60,7 +61,7 @@ class TestGaussianProcess(CostModelContract):
 
 def test_the_process_interpolates_a_smooth_function():
     x = np.linspace(-1.5, 1.5, 25)[:, None]
-    process = baselines.MaternProcess()
+    process = MaternProcess()
     process.fit(x[::2], np.sin(2 * x[::2, 0]))
     mean, sd = process.predict(x[1::2])
     assert np.abs(mean - np.sin(2 * x[1::2, 0])).max() < 0.05
@@ -72,7 +73,7 @@ def test_the_process_interpolates_a_smooth_function():
 def test_joint_draws_have_the_stated_spread():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((12, 2))
-    process = baselines.MaternProcess()
+    process = MaternProcess()
     process.fit(x, x[:, 0])
     asked = rng.standard_normal((5, 2))
     mean, sd = process.predict(asked)

@@ -16,7 +16,7 @@ LAYERS = [
     ("records",),
     ("workloads", "devices", "stats", "graph"),
     ("ops",),
-    ("measure", "store", "dataset", "sittings", "serialize", "tokens", "features", "familiarity"),
+    ("measure", "store", "dataset", "sittings", "serialize", "tokens", "features", "gaussian", "familiarity"),
     ("model", "train"),
     ("baselines", "predictor", "recipe"),
     ("search", "evaluate", "replay", "gate", "report", "template"),
