@@ -280,17 +280,14 @@ def store_export(
 
     Example: costmodel store export datasets/mine --store runs/cpu.sqlite
     """
-    from costmodel.dataset import write_parquet
-
     with _open_store(store) as opened:
-        sittings = list(opened.measurements())
-    if not sittings:
-        raise UserError(f"got an empty store {_store_path(store)}; `costmodel collect` fills it")
-    write_parquet(sittings, folder)
+        if not opened.identities():
+            raise UserError(f"got an empty store {_store_path(store)}; `costmodel collect` fills it")
+        rows = opened.export(folder)
     if as_json:
-        print_json({"rows": len(sittings), "folder": str(folder)})
+        print_json({"rows": rows, "folder": str(folder)})
     else:
-        print(f"wrote {len(sittings)} sittings to {folder}")
+        print(f"wrote {rows} sittings to {folder}")
 
 
 # -- the model --------------------------------------------------------------------------------------------------------

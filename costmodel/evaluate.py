@@ -92,7 +92,6 @@ def evaluate_points(
 
 def _space_row(rows: pd.DataFrame) -> dict[str, float]:
     true, predicted = rows["true"].to_numpy(), rows["predicted"].to_numpy()
-    inside = (rows["low"] <= rows["true"]) & (rows["true"] <= rows["high"])
     return {
         "n": len(rows),
         "spearman": stats.spearman(true, predicted),
@@ -102,5 +101,5 @@ def _space_row(rows: pd.DataFrame) -> dict[str, float]:
         "mape_scaled": stats.mape_scaled(true, predicted),
         "top1": 1 / stats.top_k_slowdown(true, predicted, 1),
         "top10": 1 / stats.top_k_slowdown(true, predicted, 10),
-        "coverage90": float(inside.mean()) if rows["low"].notna().all() else float("nan"),
+        "coverage90": stats.coverage(rows["low"], rows["high"], true) if rows["low"].notna().all() else float("nan"),
     }

@@ -202,6 +202,4 @@ def summarise(runs: pd.DataFrame, *, never: float) -> pd.DataFrame:
     fractions = [column for column in runs if str(column).startswith("fraction_at_")]
     medians = runs.replace(NEVER, never).groupby(["strategy", "space"], sort=False)[counts + fractions].median()
     by_strategy = medians.groupby("strategy", sort=False)
-    return pd.concat(
-        [by_strategy[counts].agg(lambda x: float(np.exp(np.log(x).mean()))), by_strategy[fractions].mean()], axis=1
-    )
+    return pd.concat([by_strategy[counts].agg(stats.geometric_mean), by_strategy[fractions].mean()], axis=1)

@@ -155,9 +155,11 @@ class Store:
         with Store(other) as source:
             return self.add(source.measurements())
 
-    def export(self, folder: str | Path, *, card: dataset.Card | None = None) -> None:
-        """Write every sitting as parquet with a card; see `dataset.write_parquet`."""
-        dataset.write_parquet(self.measurements(), folder, card)
+    def export(self, folder: str | Path, *, card: dataset.Card | None = None) -> int:
+        """Write every sitting as parquet with a card, see `dataset.write_parquet`; returns how many there are."""
+        sittings = list(self.measurements())
+        dataset.write_parquet(sittings, folder, card)
+        return len(sittings)
 
     def summary(self) -> pd.DataFrame:
         """One line per kernel, problem, device and status: how many variants, how many sittings, when the last."""
