@@ -1,0 +1,150 @@
+"""Training a model, checking it, and asking it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from costmodel.cli.shared import (
+    DeviceName,
+    Json,
+    KernelFile,
+    ModelFolder,
+    ProblemText,
+    Seed,
+    candidates_of,
+    device_named,
+    model_from,
+    read_measurements,
+)
+from costmodel.present import prediction_row, print_json, print_predictions
+from costmodel.records import UserError
+
+
+def train(
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Stores or parquet folders; repeat for several.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/model"),
+    objective: Annotated[
+        str,
+        typer.Option(help="next-token reads the sources, latency learns the numbers, both does one after the other."),
+    ] = "both",
+    start: Annotated[Path | None, typer.Option("--from", help="Model folder to start from.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Latency steps per member; as the shipped model's if left out.")
+    ] = None,
+    members: Annotated[int, typer.Option(help="Networks of different seeds, averaged.")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model on measurements; run again after a kill, it goes on where it was.
+
+    Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
+    """
+    from costmodel import workloads
+
+    if objective not in ("both", "next-token", "latency"):
+        raise UserError(f"got objective {objective!r}, expected both, next-token or latency")
+    measurements = read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"])
+    begin = model_from(start) if start else None
+    from costmodel.recipe import Recipe, fit
+
+    shipped = Recipe()
+    recipe = Recipe(
+        members=members,
+        steps=0 if objective == "next-token" else steps or shipped.steps,
+        reading_steps=0 if objective == "latency" else shipped.reading_steps,
+        seed=seed,
+    )
+    model, stages = fit(
+        measurements, recipe, start=begin, checkpoints=out / "training", jobs=min(members, os.cpu_count() or 1)
+    )
+    model.save_pretrained(out)
+    document = {
+        "model": str(out),
+        "rows": len(measurements),
+        "members": members,
+        "stages": [
+            {"objective": s.objective, "steps": s.steps, "seconds": s.seconds, "losses": s.losses} for s in stages
+        ],
+    }
+    if as_json:
+        print_json(document)
+    else:
+        print(f"wrote {out}, trained on {len(measurements)} variants in {sum(s.seconds for s in stages):.0f} s")
+
+
+def evaluate(
+    data: Annotated[list[Path], typer.Option("--data", help="Stores or parquet folders; repeat for several.")],
+    model: ModelFolder = None,
+    by: Annotated[str, typer.Option(help="kernel, problem, device or space: a row each.")] = "kernel",
+    as_json: Json = False,
+) -> None:
+    """Compare predictions with what was measured.
+
+    Example: costmodel evaluate --data datasets/cpu-cpp --by kernel
+    """
+    from costmodel import evaluate as evaluation
+
+    measurements = [m for m in read_measurements(data) if m.status == "ok"]
+    predictions = evaluation.predict_all(model_from(model), measurements)
+    table = evaluation.evaluate(measurements, predictions, by=by)  # type: ignore[arg-type]
+    if as_json:
+        print_json({"rows": json.loads(table.to_json(orient="records"))})
+    else:
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+
+
+def predict(
+    kernel: KernelFile,
+    problem: ProblemText = None,
+    config: Annotated[str | None, typer.Option(help="NAME=VALUE,... over the default config.")] = None,
+    device: DeviceName = None,
+    model: ModelFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Say how long one config would run, without compiling it.
+
+    Example: costmodel predict matmul --problem M=512,N=512 --config THREADS=2
+    """
+    from costmodel import workloads
+    from costmodel.records import Variant
+
+    workload = workloads.load(kernel)
+    chosen = workloads.parse_problem(workload, problem)
+    variant = Variant(workload.kernel, chosen, workloads.parse_config(workload, config))
+    target = device_named(device)
+    answer = model_from(model).predict([variant], target)[0]
+    rows = [prediction_row(variant, answer)]
+    if as_json:
+        print_json(rows)
+    else:
+        print_predictions(rows, f"{workload.kernel.name} {chosen}")
+
+
+def rank(
+    kernels: Annotated[list[str], typer.Argument(help="One kernel, or several sources of one operation.")],
+    problem: ProblemText = None,
+    top: Annotated[int, typer.Option(help="How many to list.")] = 10,
+    device: DeviceName = None,
+    model: ModelFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Order the configs of a kernel, or of several sources, by predicted latency; nothing is compiled.
+
+    Example: costmodel rank matmul matmul__packed --problem M=512,N=512 --top 5
+    """
+    target = device_named(device)
+    candidates, _ = candidates_of(kernels, problem, target)
+    predictions = model_from(model).predict(candidates, target)
+    order = sorted(range(len(candidates)), key=lambda i: predictions[i].median_us)[:top]
+    rows = [prediction_row(candidates[i], predictions[i]) for i in order]
+    if as_json:
+        print_json(rows)
+    else:
+        print_predictions(rows, f"{len(candidates)} candidates, {candidates[0].problem}")

@@ -1,0 +1,57 @@
+"""Searching for the fastest config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from costmodel.cli.shared import (
+    Json,
+    ModelFolder,
+    ProblemText,
+    Seed,
+    StorePath,
+    candidates_of,
+    device_named,
+    model_from,
+    open_store,
+)
+from costmodel.present import benchmark_counter, print_json, print_tuned, tuned_document
+
+
+def tune(
+    kernels: Annotated[list[str], typer.Argument(help="One kernel, or several sources of one operation.")],
+    problem: ProblemText = None,
+    budget: Annotated[str, typer.Option(help="Evaluations such as 40, or time such as 60s or 8m.")] = "40",
+    model: ModelFolder = None,
+    store: StorePath = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest config: rank with the model, benchmark a few in isolation, learn, repeat.
+
+    Everything measured goes to the store at once; run again after a kill, it goes on where it was.
+
+    Example: costmodel tune matmul --problem M=512,N=512 --budget 60s
+    """
+    from costmodel import search, workloads
+    from costmodel.records import Variant
+    from costmodel.sittings import combine
+
+    target, limit = device_named(None), search.Budget.parse(budget)
+    candidates, loaded = candidates_of(kernels, problem, target)
+    default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
+    collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
+    prior = model_from(model)
+    with open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
+        known = combine(collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded]))
+        with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
+            result = search.tune(
+                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known, progress=advance
+            )
+    document = tuned_document(result)
+    if as_json:
+        print_json(document)
+    else:
+        print_tuned(document)

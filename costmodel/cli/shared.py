@@ -1,0 +1,99 @@
+"""What several commands share: options, and how a device, a model, a store or a kernel is found from what was typed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from costmodel.records import UserError
+
+if TYPE_CHECKING:
+    from costmodel.predictor import NeuralCostModel
+    from costmodel.records import Device, Measurement, Variant, Workload
+    from costmodel.store import Store
+
+Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON document.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+ModelFolder = Annotated[Path | None, typer.Option("--model", help="A model folder; the shipped model if left out.")]
+StorePath = Annotated[
+    Path | None,
+    typer.Option("--store", help="Store of measurements; $COSTMODEL_STORE or one in your data folder if left out."),
+]
+KernelFile = Annotated[str, typer.Argument(help="A kernel: NAME.cpp, NAME.py or the name of a shipped one.")]
+ProblemText = Annotated[
+    str | None, typer.Option("--problem", help="A listed name, or sizes such as M=512,N=512; the first if left out.")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="A device sheet by name; this machine if left out.")]
+
+
+def device_named(name: str | None) -> Device:
+    from costmodel import devices
+
+    return devices.find(name) if name else devices.detect("cpu")
+
+
+def model_from(folder: Path | None) -> NeuralCostModel:
+    """Called after what the user typed has been read: this is where torch is imported, which takes seconds."""
+    from costmodel.predictor import NeuralCostModel
+
+    return NeuralCostModel.from_pretrained(folder)
+
+
+def store_path(path: Path | None) -> Path:
+    if path is None and "COSTMODEL_STORE" in os.environ:
+        path = Path(os.environ["COSTMODEL_STORE"])
+    if path is None:
+        data = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+        path = data / "costmodel" / "store.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def open_store(path: Path | None) -> Store:
+    from costmodel.store import Store
+
+    return Store(store_path(path))
+
+
+def existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"no file {path}; give a store or a folder of parquet that exists")
+    return path
+
+
+def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
+    """Stores and parquet folders, told apart by what they are."""
+    from costmodel.dataset import read_parquet
+    from costmodel.sittings import combine
+    from costmodel.store import Store
+
+    found: list[Measurement] = []
+    for path in paths:
+        if existing(path).is_dir() or path.suffix == ".parquet":
+            found += combine(read_parquet(path))
+        else:
+            with Store(path) as store:
+                found += store.combined()
+    if not found:
+        raise UserError(f"got no measurement in {', '.join(map(str, paths))}; `costmodel collect` makes some")
+    return found
+
+
+def candidates_of(kernels: Sequence[str], problem: str | None, device: Device) -> tuple[list[Variant], list[Workload]]:
+    """All valid variants of the kernels on one problem; the kernels must compute the same operation."""
+    from costmodel import workloads
+
+    loaded = [workloads.load(name) for name in kernels]
+    chosen = workloads.parse_problem(loaded[0], problem)
+    for other in loaded[1:]:
+        op = next(iter(other.problems.values())).op
+        if op != chosen.op:
+            raise UserError(f"got {other.kernel.name} which computes {op}, expected another source of {chosen.op}")
+    candidates = [variant for workload in loaded for variant in workload.variants(chosen, device)]
+    if not candidates:
+        raise UserError(f"got no valid config of {loaded[0].kernel.name} on {chosen}; check the space's constraints")
+    return candidates, loaded
