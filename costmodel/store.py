@@ -38,6 +38,7 @@ from costmodel.sittings import identity, joined
 
 _APPLICATION = 0x636D7374  # "cmst": tells a store from any other SQLite file
 _BATCH = 256  # rows per transaction: short, so that two writers take turns
+_REMEMBERED = 1 << 16  # ids of kernels, problems, devices and methods kept in memory
 _BUSY_S = 60.0
 
 # MIGRATIONS[n] makes version n + 1 out of version n; version 0 is an empty file.
@@ -76,6 +77,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._keys: dict[tuple[str, tuple[object, ...]], int] = {}
+        self._texts: set[str] = set()
         self._kernels: dict[tuple[object, ...], Kernel] = {}
         if not self.path.parent.is_dir():
             raise UserError(f"got store {self.path}, expected its folder to exist; make {self.path.parent} first")
@@ -232,6 +234,7 @@ class Store:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             self._keys.clear()  # keys handed out in it are void
+            self._texts.clear()
             raise
 
     @contextmanager
@@ -261,13 +264,11 @@ class Store:
         key = identity(row.variant, row.device, row.timing, row.toolchain)
         error = dataset.printable(row.error)
         content = digest(row.collected_at, row.status, row.samples_us, error)
-        database = self._database
-        known = database.execute("SELECT 1 FROM measurements WHERE identity = ? AND content = ?", (key, content))
-        if known.fetchone():
-            return False
         kernel, problem, device = row.variant.kernel, row.variant.problem, row.device
         text = dataset.kernel_identity(kernel)
-        database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (text, kernel.source))
+        if text not in self._texts:
+            self._database.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (text, kernel.source))
+            self._texts.add(text)
         keys = (
             self._key("kernels", identity=text, name=kernel.name, language=kernel.language,
                       schema=dataset.to_json(kernel.schema), origin=kernel.origin),
@@ -276,14 +277,14 @@ class Store:
             self._key("methods", toolchain=dataset.to_json(row.toolchain), timing=dataset.noun_json(row.timing)),
         )  # fmt: skip
         config, samples, counters = map(dataset.to_json, (row.variant.config.params, row.samples_us, row.counters))
-        database.execute(
+        done = self._database.execute(
             "INSERT INTO measurements (identity, sitting, content, kernel, problem, device, method, config, status,"
             " samples_us, error, counters, collected_at)"
             " SELECT ?, 1 + COALESCE(MAX(sitting), 0), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM measurements"
-            " WHERE identity = ?",
+            " WHERE identity = ? ON CONFLICT (identity, content) DO NOTHING",
             (key, content, *keys, config, row.status, samples, error, counters, row.collected_at, key),
         )
-        return True
+        return done.rowcount > 0
 
     def _key(self, table: str, **fields: str) -> int:
         """The id of a row with these fields, made if there is none."""
@@ -291,10 +292,14 @@ class Store:
         if cached not in self._keys:
             names, values = ", ".join(fields), list(fields.values())
             marks = ", ".join("?" * len(fields))
-            self._database.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", values)
-            where = " AND ".join(f"{name} = ?" for name in fields)
-            found = self._database.execute(f"SELECT id FROM {table} WHERE {where}", values).fetchone()
-            self._keys[cached] = int(found[0])
+            made = self._database.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", values)
+            found: Any = made.lastrowid
+            if not made.rowcount:
+                where = " AND ".join(f"{name} = ?" for name in fields)
+                found = self._database.execute(f"SELECT id FROM {table} WHERE {where}", values).fetchone()[0]
+            if len(self._keys) >= _REMEMBERED:  # an import may bring a problem a row
+                self._keys.clear()
+            self._keys[cached] = int(found)
         return self._keys[cached]
 
     def _rows(

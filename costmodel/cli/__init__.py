@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from costmodel.cli import looking, modelling, searching, storing
+from costmodel.cli import looking, modelling, replaying, searching, storing
 from costmodel.records import UserError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(looking.doctor)
 app.command("devices")(looking.list_devices)
 app.command()(looking.new)
 app.command()(storing.collect)
+app.command("import")(storing.import_records)
 app.add_typer(store_app, name="store")
 store_app.command("ls")(storing.store_ls)
 store_app.command("merge")(storing.store_merge)
@@ -37,6 +38,7 @@ app.command()(modelling.evaluate)
 app.command()(modelling.predict)
 app.command()(modelling.rank)
 app.command()(searching.tune)
+app.command()(replaying.replay)
 
 
 def main() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,22 +69,49 @@ def existing(path: Path) -> Path:
     return path
 
 
+def tuning_records() -> ModuleType:
+    """The collector of what others measured; collectors are loaded by path."""
+    from costmodel import workloads
+
+    return workloads.load_module(workloads.shipped("collectors") / "tuning_records.py")
+
+
+@contextmanager
+def told_warnings() -> Iterator[list[str]]:
+    """What is warned of inside, as lines in the list, and on standard error once it ends well."""
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield lines
+    lines += dict.fromkeys(str(warning.message) for warning in caught)
+    for line in lines:
+        print(f"costmodel: warning: {line}", file=sys.stderr)
+
+
 def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
-    """Stores and parquet folders, told apart by what they are."""
+    """Stores, parquet and what others measured (see collectors/tuning_records.py), told apart by what they hold."""
     from costmodel.dataset import read_parquet
     from costmodel.sittings import combine
     from costmodel.store import Store
 
     found: list[Measurement] = []
     for path in paths:
-        if existing(path).is_dir() or path.suffix == ".parquet":
+        if existing(path).is_dir() or _begins(path, b"PAR1"):
             found += combine(read_parquet(path))
-        else:
+        elif _begins(path, b"SQLite format 3") or not path.stat().st_size:
             with Store(path) as store:
                 found += store.combined()
+        else:
+            with told_warnings():
+                found += combine(tuning_records().read(path))
     if not found:
         raise UserError(f"got no measurement in {', '.join(map(str, paths))}; `costmodel collect` makes some")
     return found
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def candidates_of(kernels: Sequence[str], problem: str | None, device: Device) -> tuple[list[Variant], list[Workload]]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from costmodel.cli.shared import Json, Seed, StorePath, existing, open_store, store_path
+from costmodel.cli.shared import (
+    Json,
+    Seed,
+    StorePath,
+    existing,
+    open_store,
+    store_path,
+    told_warnings,
+    tuning_records,
+)
 from costmodel.present import print_json, progress
-from costmodel.records import UserError
+from costmodel.records import Measurement, UserError
 
 
 def collect(
@@ -52,6 +63,46 @@ def collect(
         print(f"measured {counts or 'nothing new'} into {document['store']}")
 
 
+def import_records(
+    files: Annotated[list[Path], typer.Argument(help="Caches, results, logs and tables, gzip or not.")],
+    store: StorePath = None,
+    device: Annotated[str | None, typer.Option(help="The device of the files, whatever they state.")] = None,
+    space: Annotated[Path | None, typer.Option(help="The T1 file of a T4 result, if it is not beside it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read what others measured into a store: Kernel Tuner caches, T4, Triton and Helion logs, NeuSight tables.
+
+    Example: costmodel import convolution__A100.json.gz --store runs/public.sqlite
+    """
+    records = tuning_records()
+    opened_files = [(path, records.read(path, device=device, space=space)) for path in files]
+    doubts = records.Doubts()
+    imported: list[dict[str, object]] = []
+    with open_store(store) as opened, told_warnings() as warned:
+        before = next(opened.measurements(), None) is not None
+        for path, rows in opened_files:
+            statuses: Counter[str] = Counter()
+            new = opened.add(_counted(doubts.watch(rows), statuses))
+            imported.append({"file": str(path), "rows": statuses.total(), "new": new, "statuses": dict(statuses)})
+        for kernel in doubts.kernels if before else ():  # what was there may not fit what has come
+            deque(doubts.watch(opened.measurements(kernel=kernel)), maxlen=0)
+    lines = doubts.lines()
+    if as_json:
+        print_json({"files": imported, "doubts": lines, "warnings": warned, "store": str(store_path(store))})
+        return
+    for entry in imported:
+        print(f"{entry['file']}: {entry['statuses']}, {entry['new']} new")
+    for line in lines:
+        print(f"doubtful: {line}")
+    print(f"imported into {store_path(store)}")
+
+
+def _counted(rows: Iterable[Measurement], statuses: Counter[str]) -> Iterator[Measurement]:
+    for row in rows:
+        statuses[row.status] += 1
+        yield row
+
+
 def store_ls(store: StorePath = None, as_json: Json = False) -> None:
     """List what a store holds, by kernel, problem, device and status.
 
@@ -84,19 +135,23 @@ def store_merge(
 
 
 def store_export(
-    folder: Annotated[Path, typer.Argument(help="Folder for the parquet files and the card.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the files; it is made.")],
     store: StorePath = None,
+    form: Annotated[str, typer.Option("--format", help="parquet with a card, t4 or kernel-tuner.")] = "parquet",
     as_json: Json = False,
 ) -> None:
-    """Write a store as parquet with a card.
+    """Write a store as parquet with a card, or each of its search spaces as T4 results or a Kernel Tuner cache.
 
     Example: costmodel store export datasets/mine --store runs/cpu.sqlite
     """
+    from costmodel.published.export import write_spaces
+
     with open_store(store) as opened:
         if not opened.identities():
             raise UserError(f"got an empty store {store_path(store)}; `costmodel collect` fills it")
-        rows = opened.export(folder)
+        spaces = {} if form == "parquet" else write_spaces(opened.combined(), folder, form=form)
+        rows = opened.export(folder) if form == "parquet" else sum(spaces.values())
     if as_json:
-        print_json({"rows": rows, "folder": str(folder)})
+        print_json({"rows": rows, "folder": str(folder), **({"files": spaces} if spaces else {})})
     else:
-        print(f"wrote {rows} sittings to {folder}")
+        print(f"wrote {rows} {'entries' if spaces else 'sittings'} to {folder}")
