@@ -1,6 +1,7 @@
 """Accuracy on what was held out: the network beside boosted trees, nearest neighbour and roofline, over several seeds.
 
-    python benchmarks/heldout.py --members 4 --save costmodel/pretrained     # how the shipped model is made
+    python benchmarks/heldout.py --jobs 2 --members 4 --records RECORDS/*.gz --save costmodel/pretrained
+                                                                             # how the shipped model is made
     python benchmarks/heldout.py --model costmodel/pretrained                # its figures again
     python benchmarks/heldout.py --split form                                # unseen sources of seen operations
     python benchmarks/heldout.py --steps 500 --without loop_nest             # what the loop nests buy
@@ -32,6 +33,10 @@ from costmodel.sittings import combine
 # a distant one (stencil3d: stencil2d; layer_norm: softmax), one with none (histogram).
 HELD_OUT_KERNELS = ("batched_matmul", "histogram", "layer_norm", "stencil3d")
 FIGURES = ["spearman", "kendall", "median_ape", "mape_scaled", "top1", "top10"]
+
+
+def tuning_records():
+    return workloads.load_module(workloads.shipped("collectors") / "tuning_records.py")
 
 
 def is_nest(measurement):
@@ -105,6 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=["shipped", "form"], default="shipped")
     parser.add_argument("--data", default=str(workloads.shipped("datasets") / "cpu-cpp"))
+    parser.add_argument("--records", nargs="*", default=[], help="what others measured, trained on besides")
     parser.add_argument("--without", help="leave kernels whose name starts so out of training")
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Recipe().steps)
@@ -116,6 +122,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.jobs)
     train, tests = make_split(combine(dataset.read_parquet(options.data)), options.split)
+    train += [m for path in options.records for m in tuning_records().read(path)]
     if options.without:
         train = [m for m in train if not m.variant.kernel.name.startswith(options.without)]
     if options.model:

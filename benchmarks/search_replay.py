@@ -3,15 +3,16 @@
     python benchmarks/heldout.py --by kernel --members 4 --seeds 1 --save runs/without-heldout
     python benchmarks/search_replay.py --model runs/without-heldout --seeds 10
 
-The model must not have seen the kernels. Opponents: random search, simulated annealing, a Gaussian process from
-scratch; beside them the model's ranking alone and the guarded search. The last line is one JSON document.
+The model must not have seen the kernels. Opponents: random search, Kernel Tuner's simulated annealing (pip install
+kernel_tuner), a Gaussian process from scratch; beside them the model's ranking alone and the guarded search. The last
+line is one JSON document.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from costmodel import dataset, replay, workloads
+from costmodel import dataset, replay, report, strategies, workloads
 from costmodel.predictor import NeuralCostModel
 from costmodel.records import UserError
 from costmodel.sittings import combine
@@ -48,16 +49,19 @@ def main():
     seen = [s.name for s in spaces if model.familiarity and s.kernel.identity in model.familiarity.kernels]
     if seen:
         raise UserError(f"the model was trained on {', '.join(seen)}; expected one that was not")
-    prior = replay.prior_of([model])
-    strategies = {
-        "random search": replay.random_search,
-        "simulated annealing": replay.simulated_annealing,
-        "Gaussian process": replay.guided(lambda space: []),
-        "ranking alone": replay.ranked(prior),
-        "search, not guarded": replay.guided(prior, guarded=False),
-        "search": replay.guided(prior),
+    prior = strategies.prior_of([model])
+    chosen = {
+        "random search": strategies.random_search,
+        "simulated annealing": strategies.kernel_tuner("simulated_annealing"),
+        "Gaussian process": strategies.guided(lambda space: []),
+        "ranking alone": strategies.ranked(prior),
+        "search, not guarded": strategies.guided(prior, guarded=False),
+        "search": strategies.guided(prior),
     }
-    runs = replay.replay(spaces, strategies, budget=options.budget, seeds=options.seeds)
+    done = list(replay.replay(spaces, chosen, budget=options.budget, seeds=options.seeds))
+    runs = replay.table(done)
+    if options.plot:
+        report.write_png(report.curves_figure(done), options.plot)
     table = replay.summarise(runs, never=2 * options.budget)
     per_space = runs.replace(float("inf"), 2 * options.budget).pivot_table(
         index="space", columns="strategy", values="to_5_percent", aggfunc="median", sort=False

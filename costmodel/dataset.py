@@ -62,6 +62,12 @@ def kernel_identity(kernel: Kernel) -> str:
     return kernel.identity
 
 
+@lru_cache(maxsize=4096)
+def device_identity(device: Device) -> str:
+    """`device.identity`, hashed once."""
+    return device.identity
+
+
 def printable(text: str) -> str:
     """A crashed kernel's message may hold anything; what UTF-8 cannot write becomes "?"."""
     return text.encode("utf-8", errors="replace").decode()
@@ -397,6 +403,23 @@ def _drawn(rows: Sequence[Measurement], bound: Mapping[str, str], by: By, fracti
 # -------------------------------------------------------------------------------------------------------------- groups
 
 
+SpaceKey = tuple[str, Problem | None, str]
+
+
+def space_of(variant: Variant, device: Device) -> SpaceKey:
+    """What rows must share to be compared by rank: (kernel identity, problem, device identity).
+
+    An operator's rows each are a problem of their own, with nothing to tune, so its space is the kernel on the device.
+    """
+    problem = None if variant.kernel.language == "operator" else variant.problem
+    return kernel_identity(variant.kernel), problem, device_identity(device)
+
+
+def space_key(row: Measurement) -> SpaceKey:
+    """`space_of` a measurement."""
+    return space_of(row.variant, row.device)
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The rows that share a prefix: one kernel, problem and device, timed alike. Their configs are its suffixes."""
@@ -409,12 +432,10 @@ class Group:
 
 
 def groups(measurements: Iterable[Measurement]) -> Iterator[Group]:
-    """Rows by (kernel identity and schema, problem, device, timing), in order of first appearance."""
+    """Rows by space (see `space_key`), schema and timing, in order of first appearance."""
     found: dict[tuple[object, ...], list[Measurement]] = {}
     for row in measurements:
-        kernel = row.variant.kernel
-        key = (kernel_identity(kernel), kernel.schema, row.variant.problem, row.device, row.timing)
-        found.setdefault(key, []).append(row)
+        found.setdefault((space_key(row), row.variant.kernel.schema, row.device, row.timing), []).append(row)
     for rows in found.values():
         first = rows[0]
         yield Group(first.variant.kernel, first.variant.problem, first.device, first.timing, tuple(rows))

@@ -18,30 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from costmodel.records import Device, Problem, UserError
+from costmodel.records import Device, UserError
 
 _SHEETS = Path(__file__).with_name("devices.json")
-GPU_LAUNCH_US = 2.0  # an empty kernel, back to back on one stream; a CPU call costs nothing of that order
-
-
-def floor_us(problem: Problem, device: Device) -> float:
-    """The analytic floor of a problem on a device, in microseconds (roofline: Williams et al., CACM 2009).
-
-    floor = max(flops / (peak_tflops * 1e6), bytes / (peak_gb_per_s * 1e3), launch), launch = 2 us on a GPU, 0 on a CPU
-
-    `peak_tflops` is the sheet's fastest entry for the problem's dtype, on whichever unit ("bf16/tensor" for bf16; plain
-    f32 never runs as tf32). A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's, else the
-    fastest float's. A term whose rate the sheet does not state (0) is left out. Work that stays in cache, or a CPU
-    above its nominal clock, can be faster than this floor.
-    """
-    peak = peak_tflops(device, problem.dtype)
-    compute = problem.flops / (peak * 1e6) if peak else 0.0
-    memory = problem.bytes / (device.peak_gb_per_s * 1e3) if device.peak_gb_per_s else 0.0
-    return max(compute, memory, 0.0 if device.kind == "cpu" else GPU_LAUNCH_US)
 
 
 def peak_tflops(device: Device, dtype: str) -> float:
-    """The sheet's fastest rate for a dtype over all units, with the stand-ins that `floor_us` names; 0 if unknown."""
+    """The sheet's fastest rate for a dtype on whichever unit ("bf16/tensor" for bf16; f32 is never tf32); 0 if unknown.
+
+    A dtype without an entry takes f64's rate if it is 8 bytes wide, else f32's, else the fastest float's.
+    """
     stated = "f8" if dtype.startswith("f8") else dtype  # one rate for all 8-bit float formats
     for wanted in (stated, "f64" if dtype.endswith("64") else "f32", "f32"):
         rates = [rate for name, rate in device.peak_tflops if name.partition("/")[0] == wanted]
@@ -158,7 +144,11 @@ def _gpu_sheet(properties: Any) -> Device:
         peak_gb_per_s=round(2 * properties.memory_clock_rate * properties.memory_bus_width / 8 * 1e-6, 1),
         l2_bytes=properties.L2_cache_size,
         memory_bytes=properties.total_memory,
-        details=(("lanes_per_unit", lanes), ("warp_size", properties.warp_size)),
+        details=(
+            ("lanes_per_unit", lanes),
+            ("max_threads_per_unit", getattr(properties, "max_threads_per_multi_processor", 0)),
+            ("warp_size", properties.warp_size),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,13 @@ class Familiarity:
     threshold: int
     kernels: frozenset[str]
     devices: frozenset[str]
-    flops: tuple[int, int]
-    bytes: tuple[int, int]
+    ranges: dict[str, dict[str, tuple[int, int]]]  # by language: least and most "flops" and "bytes"
 
     @staticmethod
     def of(measurements: Iterable[Measurement]) -> Familiarity:
         measurements = list(measurements)
         kernels = {m.variant.kernel for m in measurements}
-        problems = {m.variant.problem for m in measurements}
+        problems = {(m.variant.kernel.language, m.variant.problem) for m in measurements}
         distinct = sorted({h for kernel in kernels for h in _hashes(kernel)})
         kept = distinct[:SKETCH_SIZE]
         return Familiarity(
@@ -43,8 +42,13 @@ class Familiarity:
             threshold=2**32 if len(kept) == len(distinct) else kept[-1] + 1,
             kernels=frozenset(kernel.identity for kernel in kernels),
             devices=frozenset(m.device.name for m in measurements),
-            flops=(min(p.flops for p in problems), max(p.flops for p in problems)),
-            bytes=(min(p.bytes for p in problems), max(p.bytes for p in problems)),
+            ranges={
+                language: {
+                    "flops": _range(p.flops for one, p in problems if one == language),
+                    "bytes": _range(p.bytes for one, p in problems if one == language),
+                }
+                for language in sorted({language for language, _ in problems})
+            },
         )
 
     def seen_share(self, kernel: Kernel) -> float:
@@ -61,7 +65,8 @@ class Familiarity:
             known = share >= TRUSTED_SHARE
             reason = f"{'' if known else 'only '}{share:.0%} of this source's text patterns were in training"
         problems = []
-        for what, value, (low, high) in (("flops", problem.flops, self.flops), ("bytes", problem.bytes, self.bytes)):
+        for what, (low, high) in self.ranges.get(kernel.language, {}).items():
+            value = getattr(problem, what)
             if not low / RANGE_MARGIN <= value <= high * RANGE_MARGIN:
                 problems.append(f"{what} {value:.2g} lie outside the trained {low:.2g} to {high:.2g}")
         if device.name not in self.devices:
@@ -74,8 +79,7 @@ class Familiarity:
             "threshold": self.threshold,
             "kernels": sorted(self.kernels),
             "devices": sorted(self.devices),
-            "flops": list(self.flops),
-            "bytes": list(self.bytes),
+            "ranges": self.ranges,
         }
 
     @staticmethod
@@ -85,13 +89,16 @@ class Familiarity:
             threshold=document["threshold"],
             kernels=frozenset(document["kernels"]),
             devices=frozenset(document["devices"]),
-            flops=_pair(document["flops"]),
-            bytes=_pair(document["bytes"]),
+            ranges={
+                language: {what: (low, high) for what, (low, high) in bounds.items()}
+                for language, bounds in document["ranges"].items()
+            },
         )
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1]
+def _range(values: Iterable[int]) -> tuple[int, int]:
+    known = list(values)
+    return min(known), max(known)
 
 
 def _hashes(kernel: Kernel) -> set[int]:

@@ -6,8 +6,8 @@ predictions = model.predict(workload.variants(problem, device), device)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,25 @@ import numpy as np
 import pandas as pd
 import torch
 
+from costmodel import dataset
+from costmodel.correction import Correction
 from costmodel.familiarity import Familiarity
 from costmodel.features import schema_features
-from costmodel.gaussian import MaternProcess
 from costmodel.model import checkpoint, decode
 from costmodel.model.decoder import PrefixCache, encode_prefix, pad
-from costmodel.records import Device, Measurement, Prediction, UserError, Variant
-from costmodel.serialize import prompt, reference_us
-from costmodel.tokens import TextTokenizer
+from costmodel.records import Config, Device, Measurement, Prediction, Variant
+from costmodel.serialize import device_text, prompt, reference_us, vendor_only
+from costmodel.tokens import Encoded, TextTokenizer
 
+MEASURED = "measured"  # the folder inside a model's that holds what it was told
+TRUSTED_FROM = 8  # measurements of a space after which its predictions are trusted, whatever training saw
 SHIPPED = Path(__file__).with_name("pretrained")
 PREFIX_BUDGET = 4096  # tokens
 BATCH = 512  # suffixes in one pass
-
-Space = tuple[str, Any, str]  # kernel identity, problem, device identity
+SENSITIVITY_BASES = 32  # configs around which the network's sensitivity to each parameter is taken
+# On a device without training data an operator's estimate is corrected by this share of what the network says: leaving
+# one GPU of five out, more made every class of operator but bmm worse (docs/lab-notes.md).
+OPERATOR_TRANSFER = 0.25
 
 
 class NeuralCostModel:
@@ -43,25 +48,33 @@ class NeuralCostModel:
         self.members, self.tokenizer, self.details = list(members), tokenizer, details or {}
         known = self.details.get("familiarity")
         self.familiarity = Familiarity.from_json(known) if known else None
-        self._measured: dict[Space, dict[Variant, float]] = {}
+        self._told: dict[tuple[Variant, Device], Measurement] = {}
+        self._measured: dict[dataset.SpaceKey, dict[Variant, float]] = {}
+        self._corrections: dict[dataset.SpaceKey, tuple[float, Correction | None]] = {}
         self._sources: dict[tuple[int, tuple[int, ...]], PrefixCache] = {}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None) -> NeuralCostModel:
         """Load a model folder; the shipped one if left out."""
-        return cls(*checkpoint.load(SHIPPED if folder is None else folder))
+        folder = SHIPPED if folder is None else Path(folder)
+        model = cls(*checkpoint.load(folder))
+        if (folder / MEASURED).is_dir():
+            model.update(dataset.read_parquet(folder / MEASURED))
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and tokenizer.json."""
+        """Write config.json, model.safetensors, tokenizer.json, and what `update` was told as a dataset (`measured`)."""
         checkpoint.save(folder, self.members, self.tokenizer, details=self.details)
+        if self._told:
+            dataset.write_parquet(self._told.values(), Path(folder) / MEASURED)
 
     def predict(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
-        """Same length and order as `variants`; those of one kernel and problem share one encoding of their prefix."""
-        groups: dict[tuple[str, Any], list[int]] = {}
-        for i, variant in enumerate(variants):
-            groups.setdefault((variant.kernel.identity, variant.problem), []).append(i)
+        """Same length and order as `variants`; those of one space share one encoding of their prefix."""
         answers: dict[int, Prediction] = {}
-        for indices in groups.values():
+        spaces: dict[dataset.SpaceKey, list[int]] = {}
+        for i, variant in enumerate(variants):
+            spaces.setdefault(dataset.space_of(variant, device), []).append(i)
+        for indices in spaces.values():
             for start in range(0, len(indices), BATCH):
                 batch = indices[start : start + BATCH]
                 predictions = self._predict_group([variants[i] for i in batch], device)
@@ -95,74 +108,135 @@ class NeuralCostModel:
         """Keep the successes; predictions for their kernels are shifted by what the network got wrong on them."""
         for m in measurements:
             if m.status == "ok":
-                space = (m.variant.kernel.identity, m.variant.problem, m.device.identity)
-                self._measured.setdefault(space, {})[m.variant] = m.latency_us
+                self._told[m.variant, m.device] = m
+                self._measured.setdefault(dataset.space_key(m), {})[m.variant] = m.latency_us
+        self._corrections.clear()
 
     # -- one space ------------------------------------------------------------------------------------------------
 
     def _predict_group(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
         kernel, problem = variants[0].kernel, variants[0].problem
-        reference = reference_us(variants[0], device)
-        if reference <= 0:
-            raise UserError(f"got problem {problem} with no flops and no bytes, expected at least one; state them")
         told = self._network(variants, device)
         middle = told.quantile(0.5).numpy()
-        shift = self._shift(variants, device)
+        log2_reference, scale_known = self._log2_references(variants, device)
+        residual = self._residual(variants, middle, device)
         trust, reason = (True, "") if self.familiarity is None else self.familiarity.judge(kernel, problem, device)
+        measured = len(self._measured.get(dataset.space_of(variants[0], device), ()))
+        if measured:
+            trust = trust or measured >= TRUSTED_FROM
+            reason = f"{reason}; corrected by {measured} measured here"
+        if not scale_known:
+            reason = f"{reason}; only the order means something until one config of this problem is measured"
         spread = self.details.get("spread", {}).get("trusted" if trust else "untrusted", 1.0)
-        z = middle[:, None] + (told.support.numpy() - middle[:, None]) * spread + shift[:, None]
-        predictions = [
-            Prediction(tuple(us), tuple(weights), p_fail, trust=trust, reason=reason)
-            for us, weights, p_fail in zip(
-                (reference * 2.0**z).tolist(), told.weights.tolist(), told.p_fail.tolist(), strict=True
-            )
+        z = middle[:, None] + (told.support.numpy() - middle[:, None]) * spread
+        z += (log2_reference + residual)[:, None]
+        return [
+            Prediction(tuple(us), tuple(weights), p_fail, scale_known=scale_known, trust=trust, reason=reason)
+            for us, weights, p_fail in zip((2.0**z).tolist(), told.weights.tolist(), told.p_fail.tolist(), strict=True)
         ]
-        return predictions
 
     @torch.inference_mode()
     def _network(self, variants: Sequence[Variant], device: Device) -> decode.Distribution:
-        """The members' mixture over log2 slowdown."""
-        prompts = [prompt(variant, device) for variant in variants]
-        prefix = self.tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids
-        suffixes = [self.tokenizer.encode_suffix(p) for p in prompts]
+        """The members' mixture over log2 slowdown.
+
+        A device that training never saw is told twice, by its whole sheet and by its vendor alone, and what the network
+        says of operators there is drawn in.
+        """
+        first = prompt(variants[0], device)
+        wordings = [first]
+        if not self._knows(device):
+            wordings.append(replace(first, device=device_text(vendor_only(device), variants[0].problem.dtype)))
+        suffixes = pad([self.tokenizer.encode_suffix(prompt(variant, device)) for variant in variants])
         told = []
         for number, member in enumerate(self.members):
-            cache = self._encode(number, member, prefix)
-            told.append(member.head.distribution(member.backbone, cache, *pad(suffixes)))
-        return decode.mixture(told)
+            for wording in wordings:
+                cache = self._encode(number, member, self.tokenizer.encode_prefix(wording, PREFIX_BUDGET))
+                told.append(member.head.distribution(member.backbone, cache, *suffixes))
+        mixed = decode.mixture(told)
+        if variants[0].kernel.language == "operator" and not self._knows(device):
+            drawn_in = (OPERATOR_TRANSFER - 1) * mixed.quantile(0.5)
+            mixed = decode.Distribution(mixed.support + drawn_in[:, None], mixed.weights, mixed.p_fail)
+        return mixed
 
-    def _encode(self, number: int, member: checkpoint.Member, prefix: tuple[int, ...]) -> PrefixCache:
+    def _knows(self, device: Device) -> bool:
+        return self.familiarity is None or device.name in self.familiarity.devices
+
+    def _encode(self, number: int, member: checkpoint.Member, prefix: Encoded) -> PrefixCache:
         """The source is encoded once and serves every device and problem; what follows it is short."""
-        end = prefix.index(self.tokenizer.sep_id)
-        key = (number, prefix[:end])
+        key = (number, prefix.source)
         if key not in self._sources:
             if len(self._sources) >= 4 * len(self.members):
                 self._sources.pop(next(iter(self._sources)))
-            self._sources[key] = encode_prefix(member.backbone, torch.tensor(prefix[:end]))
-        return encode_prefix(member.backbone, torch.tensor(prefix[end:]), after=self._sources[key])
+            self._sources[key] = encode_prefix(member.backbone, torch.tensor(prefix.source))
+        return encode_prefix(member.backbone, torch.tensor(prefix.context), after=self._sources[key])
 
-    def _shift(self, variants: Sequence[Variant], device: Device) -> np.ndarray:
-        """(M,) in log2: a Matern process on the residuals of this space, or else the kernel's mean residual, shrunk."""
-        kernel, problem = variants[0].kernel, variants[0].problem
-        here = self._measured.get((kernel.identity, problem, device.identity))
-        if here:
-            residual = self._residuals(here, device)
-            if len(here) < 3 or not kernel.schema:
-                return np.full(len(variants), residual.mean() * len(here) / (len(here) + 0.5))
-            features = schema_features([*variants, *here])
-            process = MaternProcess()
-            process.fit(features[len(variants) :], residual - residual.mean())
-            return residual.mean() + process.predict(features[: len(variants)])[0]
+    def _log2_references(self, variants: Sequence[Variant], device: Device) -> tuple[np.ndarray, bool]:
+        """(M,) log2 microseconds that slowdowns are relative to, and whether they are known.
+
+        A problem without a floor is relative to the median of its space: unknown (told as 1 us) before a measurement
+        of this space, and from then on part of the residual.
+        """
+        references = [reference_us(variant, device) for variant in variants]
+        known = [us for us in references if us is not None]
+        if len(known) == len(references):
+            return np.log2(known), True
+        return np.zeros(len(variants)), dataset.space_of(variants[0], device) in self._measured
+
+    def _residual(self, variants: Sequence[Variant], middle: np.ndarray, device: Device) -> np.ndarray:
+        """(M,) in log2: what the network got wrong on this space, or else the kernel's mean residual, shrunk."""
+        space = dataset.space_of(variants[0], device)
+        if space not in self._corrections:
+            self._corrections[space] = self._learn(space, variants[0], device)
+        mean, correction = self._corrections[space]
+        if correction is None:
+            return np.full(len(variants), mean)
+        return mean + correction.predict(schema_features(variants), middle)
+
+    def _learn(self, space: dataset.SpaceKey, variant: Variant, device: Device) -> tuple[float, Correction | None]:
+        """The mean residual of a space, and what varies about it where enough was measured."""
+        has_reference = reference_us(variant, device) is not None
+        if here := self._measured.get(space):
+            told, residual = self._residuals(here, device)
+            mean = float(residual.mean())
+            if has_reference:  # else the scale is unknown, and there is nothing to shrink towards
+                mean *= len(here) / (len(here) + 0.5)
+            if len(here) < 3 or not variant.kernel.schema:
+                return mean, None
+            effects, spread = self._sensitivity(variant, device)
+            return mean, Correction(schema_features(list(here)), told, residual - mean, effects=effects, spread=spread)
+        if not has_reference:
+            return 0.0, None
         elsewhere = [
-            self._residuals(measured, device).mean()
+            self._residuals(measured, device)[1].mean()
             for (identity, _, name), measured in self._measured.items()
-            if identity == kernel.identity and name == device.identity
+            if identity == space[0] and name == space[2]
         ]
-        return np.full(len(variants), float(np.sum(elsewhere)) / (len(elsewhere) + 0.5))
+        return float(np.sum(elsewhere)) / (len(elsewhere) + 0.5), None
 
-    def _residuals(self, measured: dict[Variant, float], device: Device) -> np.ndarray:
-        """Measured minus predicted log2 slowdown of the network alone."""
+    def _sensitivity(self, variant: Variant, device: Device) -> tuple[np.ndarray, float]:
+        """How much the network's answer varies along each column of `schema_features` (variance, by Jansen's estimator:
+        one parameter drawn anew at a time), and its standard deviation over the schema."""
+        rng = np.random.default_rng(0)
+        schema = variant.kernel.schema
+        draw = lambda values: values[int(rng.integers(len(values)))]  # noqa: E731
+        bases = [Config(tuple((name, draw(values)) for name, values in schema)) for _ in range(SENSITIVITY_BASES)]
+        asked = list(bases)
+        for i, (name, values) in enumerate(schema):
+            asked += [Config((*c.params[:i], (name, draw(values)), *c.params[i + 1 :])) for c in bases]
+        variants = [Variant(variant.kernel, variant.problem, config) for config in asked]
+        told = self._medians(variants, device).reshape(len(schema) + 1, SENSITIVITY_BASES)
+        effects = ((told[1:] - told[0]) ** 2).mean(axis=1) / 2
+        columns = [len(values) if any(isinstance(v, str) for v in values) else 1 for _, values in schema]
+        return np.repeat(effects, columns), float(told[0].std())
+
+    def _residuals(self, measured: dict[Variant, float], device: Device) -> tuple[np.ndarray, np.ndarray]:
+        """Told log2 slowdowns of the network alone, and measured minus told."""
         variants = list(measured)
-        told = self._network(variants, device).quantile(0.5).numpy()
-        true = [math.log2(us / reference_us(v, device)) for v, us in measured.items()]
-        return np.array(true) - told
+        told = self._medians(variants, device)
+        true = np.log2(list(measured.values())) - self._log2_references(variants, device)[0]
+        return told, true - told
+
+    def _medians(self, variants: Sequence[Variant], device: Device) -> np.ndarray:
+        """(M,) log2 slowdowns of the network alone."""
+        parts = [variants[start : start + BATCH] for start in range(0, len(variants), BATCH)]
+        return np.concatenate([self._network(part, device).quantile(0.5).numpy() for part in parts])

@@ -5,6 +5,7 @@ Tokenizer, then (optionally) next-token training on the sources, then latencies,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,16 @@ from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
 from costmodel.model.heads import GridHead
 from costmodel.predictor import PREFIX_BUDGET, NeuralCostModel
-from costmodel.records import Kernel, Measurement, UserError
-from costmodel.serialize import canonical_source, prompt, reference_us
+from costmodel.records import Device, Kernel, Measurement, UserError
+from costmodel.serialize import canonical_source, device_text, prompt, reference_us, vendor_only
 from costmodel.tokens import LogGrid, TextTokenizer
 from costmodel.train import Group, TrainConfig, TrainSummary, fresh_members, train
 
-SPELLED_SHARE = 0.15  # of the parameters of a training group
+SPELLED_SETTINGS = 0.5  # share of a group's settings that are written out in the wording that spells
+# Training must not learn the few devices by heart: how often a space's device is told by its vendor alone, not at all,
+# or with its numbers off by a log-normal JITTER and some of them left out.
+VENDOR_WORDINGS, UNKNOWN_WORDINGS, JITTERED_WORDINGS = 5, 1, 9
+JITTER, DROPPED_SHARE, ARCH_DROPPED_SHARE = 0.08, 0.15, 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,16 @@ class Recipe:
     """Sizes and steps. The defaults made the shipped checkpoint."""
 
     members: int = 4
-    steps: int = 3000
+    steps: int = 6000
     reading_steps: int = 150  # next-token training on the sources first; 0 leaves it out
-    suffixes: int = 64
+    rows: int = 256
     hidden_size: int = 64
     layers: int = 2
-    vocab_size: int = 3072
+    vocab_size: int = 4096
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("members", 1), ("steps", 0), ("reading_steps", 0), ("suffixes", 2)):
+        for name, least in (("members", 1), ("steps", 0), ("reading_steps", 0), ("rows", 2)):
             if getattr(self, name) < least:
                 raise UserError(f"got {name}={getattr(self, name)}, expected at least {least}")
 
@@ -106,33 +111,71 @@ def _train_member(
         config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=seed)
         summaries.append(train(texts, config, members=[member], checkpoints=folder, quiet=quiet))
     if recipe.steps:
-        config = TrainConfig(steps=recipe.steps, suffixes=recipe.suffixes, seed=seed)
+        config = TrainConfig(steps=recipe.steps, rows=recipe.rows, seed=seed)
         summaries.append(train(groups, config, members=[member], checkpoints=folder, quiet=quiet))
     return member, summaries
 
 
 def training_groups(measurements: Iterable[Measurement], tokenizer: TextTokenizer, *, seed: int) -> list[Group]:
-    """One group a space (kernel, problem, device): the prefix once, and its configs with their log2 slowdowns.
+    """One group a space (see `dataset.space_key`): the source once, and its configs with their log2 slowdowns over the
+    floor, or over the median of the space where the problem has none.
 
-    In each group some parameters are spelled out, as those of a kernel that nobody trained on will be.
+    The device comes in several wordings, and the suffixes in a second one with half of the settings spelled out.
     """
     rng = np.random.default_rng(seed)
     groups = []
     for space in dataset.groups(measurements):
         prompts = [prompt(m.variant, m.device) for m in space.measurements]
-        prefix = tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).ids
-        spelled = np.flatnonzero(rng.random(len(prompts[0].config)) < SPELLED_SHARE).tolist()
-        slowdown = [m.latency_us / reference_us(m.variant, m.device) for m in space.measurements]
+        spelled = np.flatnonzero(rng.random(len(prompts[0].config)) < SPELLED_SETTINGS).tolist()
+        failed = np.array([m.status != "ok" for m in space.measurements])
+        if failed.all():
+            continue  # nothing says what its failures are relative to
+        dtype = space.problem.dtype
+        unknown = dataclasses.replace(vendor_only(space.device), vendor="?")
+        others = [reworded(space.device, rng) for _ in range(JITTERED_WORDINGS)]
+        others += [vendor_only(space.device)] * VENDOR_WORDINGS + [unknown] * UNKNOWN_WORDINGS
+        wordings = [prompts[0].device, *(device_text(device, dtype) for device in others)]
         groups.append(
             Group(
-                prefix=prefix,
-                shared=prefix.index(tokenizer.sep_id),
-                suffixes=[tokenizer.encode_suffix(p, spelled=spelled) for p in prompts],
-                z=np.log2(slowdown),
-                failed=np.array([m.status != "ok" for m in space.measurements]),
+                source=tokenizer.encode_prefix(prompts[0], PREFIX_BUDGET).source,
+                contexts=[tokenizer.encode_context(device, prompts[0].problem) for device in wordings],
+                suffixes=[tokenizer.encode_suffix(p) for p in prompts],
+                spelled=[tokenizer.encode_suffix(p, spelled=spelled) for p in prompts],
+                z=log2_slowdowns(space.measurements),
+                failed=failed,
             )
         )
     return groups
+
+
+def log2_slowdowns(measurements: Sequence[Measurement]) -> np.ndarray:
+    """(n,) of one space: log2 of latency over its reference, or over the median latency; NaN for failures."""
+    log2_us = np.log2([m.latency_us for m in measurements])
+    references = [reference_us(m.variant, m.device) for m in measurements]
+    known = [us for us in references if us is not None]
+    return log2_us - (np.log2(known) if len(known) == len(references) else np.nanmedian(log2_us))
+
+
+def reworded(device: Device, rng: np.random.Generator) -> Device:
+    """The sheet with its numbers off by a few per cent and some left out (0, which is told as unknown)."""
+
+    def number(value: float) -> float:
+        drop = rng.random() < DROPPED_SHARE
+        return 0.0 if drop else value * float(np.exp(rng.normal(0.0, JITTER)))
+
+    return dataclasses.replace(
+        device,
+        arch="?" if rng.random() < ARCH_DROPPED_SHARE else device.arch,
+        num_units=round(number(device.num_units)),
+        clock_mhz=number(device.clock_mhz),
+        peak_tflops=tuple((name, number(rate)) for name, rate in device.peak_tflops),
+        peak_gb_per_s=number(device.peak_gb_per_s),
+        l2_bytes=round(number(device.l2_bytes)),
+        details=tuple(
+            (name, value if isinstance(value, str | bool) else type(value)(number(value)))
+            for name, value in device.details
+        ),
+    )
 
 
 def source_texts(kernels: Iterable[Kernel], tokenizer: TextTokenizer) -> list[tuple[int, ...]]:

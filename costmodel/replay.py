@@ -1,23 +1,28 @@
-"""Replay searches on recorded spaces: what a strategy would have found, and after how many benchmarks.
+"""Replay searches on recorded spaces: what a strategy would have found, and after how many benchmarks and seconds.
 
-A space is every measurement of one kernel (or of several sources of one operation) on one problem and device. A failed
-configuration costs an evaluation, as it does in life.
+A space is every measurement of one kernel on one problem and device. A failed configuration costs an evaluation, as it
+does in life. The strategies themselves are in `strategies`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from costmodel import stats
-from costmodel.records import Config, CostModel, Device, Kernel, Measurement, Prediction, Problem, UserError, Variant
-from costmodel.search import Tuner
+from costmodel.dataset import SpaceKey, device_identity, kernel_identity, space_key
+from costmodel.records import Config, Device, Kernel, Measurement, Problem, UserError, Variant
 
 NEVER = math.inf
+CHECKPOINTS = (1, 10, 20, 50, 100)  # evaluations at which a fraction of the optimum is always told
+LATER_CHECKPOINTS = (200, 500, 1000)  # and where the budget reaches them
+TARGETS = (0.05, 0.01)  # how near to the optimum a search should come
+COSTS = ("compile_us", "verification_us", "benchmark_us")  # counters: what an evaluation took
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class RecordedSpace:
     kernel: Kernel
     problem: Problem
     device: Device
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...] = field(repr=False)
     default: Variant | None = None
 
     @property
@@ -35,23 +40,50 @@ class RecordedSpace:
         return f"{self.kernel.name} {self.problem}"
 
     @property
+    def key(self) -> SpaceKey:
+        return space_key(self.measurements[0])
+
+    @property
     def optimum_us(self) -> float:
         return min(m.latency_us for m in self.measurements if m.status == "ok")
 
+    @property
+    def latencies_us(self) -> list[float]:
+        """Of the successes."""
+        return [m.latency_us for m in self.measurements if m.status == "ok"]
 
-def spaces(measurements: Iterable[Measurement], defaults: dict[str, Config], *, min_size: int) -> list[RecordedSpace]:
-    """Group measurements (one per identity) into spaces; defaults: kernel identity -> default config."""
-    groups: dict[tuple[str, Problem, Device], list[Measurement]] = {}
+    @property
+    def failures(self) -> int:
+        return sum(m.status != "ok" for m in self.measurements)
+
+    def others(self, measurements: Iterable[Measurement]) -> list[Measurement]:
+        """Those from other devices: what a prior may know before this device was ever measured."""
+        own = device_identity(self.device)
+        return [m for m in measurements if m.device.name != self.device.name and device_identity(m.device) != own]
+
+
+def spaces(
+    measurements: Iterable[Measurement], defaults: Mapping[str, Config], *, min_size: int
+) -> list[RecordedSpace]:
+    """Group measurements (one per identity) into spaces; defaults: kernel identity -> default config.
+
+    Left out are spaces of fewer than `min_size` measurements, of failures alone, and operators, which have no config.
+    """
+    groups: dict[SpaceKey, list[Measurement]] = {}
     for m in measurements:
-        groups.setdefault((m.variant.kernel.identity, m.variant.problem, m.device), []).append(m)
+        if m.variant.kernel.language != "operator":
+            groups.setdefault(space_key(m), []).append(m)
     found = []
-    for (identity, problem, device), members in groups.items():
+    for members in groups.values():
         if len(members) < min_size or not any(m.status == "ok" for m in members):
             continue
-        kernel = members[0].variant.kernel
-        default = next((m.variant for m in members if m.variant.config == defaults.get(identity)), None)
-        found.append(RecordedSpace(kernel, problem, device, tuple(members), default))
-    return sorted(found, key=lambda space: space.name)
+        first = members[0]
+        kernel, problem = first.variant.kernel, first.variant.problem
+        wanted = defaults.get(kernel_identity(kernel))
+        default = next((m.variant for m in members if m.variant.config == wanted), None)
+        unique = {m.variant: m for m in members}
+        found.append(RecordedSpace(kernel, problem, first.device, tuple(unique.values()), default))
+    return sorted(found, key=lambda space: (space.name, space.device.name))
 
 
 class RecordedRunner:
@@ -70,92 +102,71 @@ class RecordedRunner:
         return [self._table[v] for v in variants]
 
 
-Strategy = Callable[[RecordedSpace, int, int], list[Measurement]]  # (space, budget, seed) -> in order of evaluation
+# ------------------------------------------------------------------------------------------------- running strategies
 
 
-def random_search(space: RecordedSpace, budget: int, seed: int) -> list[Measurement]:
-    order = np.random.default_rng(seed).permutation(len(space.measurements))[:budget]
-    return [space.measurements[i] for i in order]
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Measurements in order of evaluation, and what the search claimed on its way.
 
-
-def simulated_annealing(space: RecordedSpace, budget: int, seed: int) -> list[Measurement]:
-    """Metropolis moves to candidates that differ in one or two parameters; a repeated visit costs nothing.
-
-    Temperature falls geometrically from 1 to 0.001 over the budget, on relative slowdown (Kernel Tuner's defaults);
-    a walk that is stuck for as long as its neighbourhood is large starts again from a random candidate.
+    claims: (evaluations, probability that an unmeasured candidate is more than 5 % faster than the best so far).
     """
-    rng = np.random.default_rng(seed)
-    variants = [m.variant for m in space.measurements]
-    words = [[str(value) for _, value in v.config.params] for v in variants]
-    codes = np.stack([np.unique(column, return_inverse=True)[1] for column in np.array(words).T], axis=1)
-    visited: dict[int, Measurement] = {}
 
-    def cost(i: int) -> float:
-        visited.setdefault(i, space.measurements[i])
-        return space.measurements[i].latency_us if space.measurements[i].status == "ok" else NEVER
+    taken: tuple[Measurement, ...]
+    claims: tuple[tuple[int, float], ...] = ()
 
-    budget = min(budget, len(variants))
-    here = int(rng.integers(len(variants)))
-    here_us, stuck = cost(here), 0
-    while len(visited) < budget:
-        changed = (codes != codes[here]).sum(axis=1)
-        near = np.flatnonzero((changed == 1) if rng.random() < 0.8 and (changed == 1).any() else (changed <= 2))
-        there = int(rng.choice(near))
-        known = there in visited
-        there_us = cost(there)
-        temperature = 0.001 ** (len(visited) / budget)
-        worse = there_us / here_us - 1 if math.isfinite(here_us) else (-1.0 if math.isfinite(there_us) else 0.0)
-        if worse <= 0 or rng.random() < math.exp(-worse / temperature):
-            here, here_us = there, there_us
-        stuck = stuck + 1 if known else 0
-        if stuck > len(near):
-            here, stuck = int(rng.integers(len(variants))), 0
-            here_us = cost(here)
-    return list(visited.values())
+    def best_so_far_us(self, budget: int) -> np.ndarray:
+        """(budget,) infinite until the first success; a search that stopped early keeps its last."""
+        us = np.array([m.latency_us for m in self.taken[:budget]] or [math.nan])
+        best = np.fmin.accumulate(np.where(np.isnan(us), math.inf, us))
+        return np.concatenate([best, np.full(max(budget - len(best), 0), best[-1])])
 
 
-def guided(predictions: Callable[[RecordedSpace], Sequence[Sequence[Prediction]]], *, guarded: bool = True) -> Strategy:
-    """The Tuner with these priors; with none, a Gaussian process from scratch."""
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """(space, budget, seed) -> Trace. `seeded` says whether the seed matters; where it does not, one run says all."""
 
-    def run(space: RecordedSpace, budget: int, seed: int) -> list[Measurement]:
-        runner = RecordedRunner(space)
-        priors = predictions(space)
-        default = space.default if priors else None
-        tuner = Tuner([m.variant for m in space.measurements], priors, default=default, guarded=guarded, seed=seed)
-        taken: list[Measurement] = []
-        while len(taken) < budget:
-            batch = tuner.ask(min(8, budget - len(taken)))
-            if not batch:
-                break
-            results = runner.measure(batch)
-            tuner.tell(results)
-            taken += results
-        return taken
+    search: Callable[[RecordedSpace, int, int], Trace]
+    seeded: bool = True
 
-    return run
+    def __call__(self, space: RecordedSpace, budget: int, seed: int) -> Trace:
+        return self.search(space, budget, seed)
 
 
-def prior_of(models: Sequence[CostModel]) -> Callable[[RecordedSpace], list[list[Prediction]]]:
-    """Predictions of each model, computed once per space."""
-    cache: dict[tuple[str, str], list[list[Prediction]]] = {}
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One strategy on one space with one seed."""
 
-    def predict(space: RecordedSpace) -> list[list[Prediction]]:
-        key = (space.name, space.device.identity)
-        if key not in cache:
-            cache[key] = [m.predict([x.variant for x in space.measurements], space.device) for m in models]
-        return cache[key]
+    space: RecordedSpace
+    strategy: str
+    seed: int
+    budget: int
+    trace: Trace
+    seeded: bool = True
 
-    return predict
+    def fractions(self) -> np.ndarray:
+        """(budget,) optimum over the best so far; 0 while every evaluation failed."""
+        return self.space.optimum_us / self.trace.best_so_far_us(self.budget)
+
+    def evaluations_to(self, within: float) -> float:
+        return evaluations_to(self.trace.taken, self.space.optimum_us, within)
+
+    def seconds_to(self, within: float) -> float:
+        """Seconds of compiling and benchmarking until then, failures included; NaN where the record does not say."""
+        reached = self.evaluations_to(within)
+        if reached == NEVER:
+            return NEVER
+        return sum(map(cost_us, self.trace.taken[: int(reached)])) / 1e6
 
 
-def ranked(predictions: Callable[[RecordedSpace], Sequence[Sequence[Prediction]]]) -> Strategy:
-    """Measure in the order of the mean prediction and learn nothing on the way."""
-
-    def run(space: RecordedSpace, budget: int, seed: int) -> list[Measurement]:
-        log2_us = np.log2([[p.median_us for p in prior] for prior in predictions(space)]).mean(axis=0)
-        return [space.measurements[i] for i in np.argsort(log2_us, kind="stable")[:budget]]
-
-    return run
+def replay(
+    recorded: Sequence[RecordedSpace], strategies: Mapping[str, Strategy], *, budget: int, seeds: int
+) -> Iterator[Run]:
+    """Run every strategy on every space with every seed; a strategy that has no use for a seed runs once."""
+    for space in recorded:
+        for name, strategy in strategies.items():
+            for seed in range(seeds if strategy.seeded else 1):
+                yield Run(space, name, seed, budget, strategy(space, budget, seed), strategy.seeded)
 
 
 def evaluations_to(taken: Sequence[Measurement], optimum_us: float, within: float) -> float:
@@ -164,35 +175,32 @@ def evaluations_to(taken: Sequence[Measurement], optimum_us: float, within: floa
     return NEVER if reached is None else float(reached)
 
 
-def fraction_at(taken: Sequence[Measurement], optimum_us: float, count: int) -> float:
-    """Optimum over the best of the first `count`; 0 while every evaluation failed."""
-    ok = [m.latency_us for m in taken[:count] if m.status == "ok"]
-    return optimum_us / min(ok) if ok else 0.0
+def cost_us(measurement: Measurement) -> float:
+    """What the evaluation took: compiling, checking and benchmarking, as its counters tell; NaN where none does."""
+    told = [value for name, value in measurement.counters if name in COSTS]
+    return float(sum(told)) if told else math.nan
 
 
-def replay(
-    recorded: Sequence[RecordedSpace], strategies: dict[str, Strategy], *, budget: int, seeds: int
-) -> pd.DataFrame:
-    """Run every strategy on every space with every seed: one row a run."""
-    rows = []
-    for space in recorded:
-        optimum = space.optimum_us
-        for name, strategy in strategies.items():
-            for seed in range(seeds):
-                taken = strategy(space, budget, seed)
-                rows.append(
-                    {
-                        "space": space.name,
-                        "device": space.device.name,
-                        "strategy": name,
-                        "seed": seed,
-                        "size": len(space.measurements),
-                        **{f"fraction_at_{n}": fraction_at(taken, optimum, n) for n in (1, 10, 20, 50, 100)},
-                        "to_5_percent": evaluations_to(taken, optimum, 0.05),
-                        "to_1_percent": evaluations_to(taken, optimum, 0.01),
-                    }
-                )
-    return pd.DataFrame(rows)
+# --------------------------------------------------------------------------------------------------------- summaries
+
+
+def table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run."""
+    return pd.DataFrame(
+        [
+            {
+                "space": run.space.name,
+                "device": run.space.device.name,
+                "strategy": run.strategy,
+                "seed": run.seed,
+                "size": len(run.space.measurements),
+                **{f"fraction_at_{n}": run.fractions()[min(n, run.budget) - 1] for n in CHECKPOINTS},
+                "to_5_percent": run.evaluations_to(0.05),
+                "to_1_percent": run.evaluations_to(0.01),
+            }
+            for run in runs
+        ]
+    )
 
 
 def summarise(runs: pd.DataFrame, *, never: float) -> pd.DataFrame:
@@ -200,6 +208,111 @@ def summarise(runs: pd.DataFrame, *, never: float) -> pd.DataFrame:
     counts as `never`), and the mean over spaces of the median fractions."""
     counts = ["to_5_percent", "to_1_percent"]
     fractions = [column for column in runs if str(column).startswith("fraction_at_")]
-    medians = runs.replace(NEVER, never).groupby(["strategy", "space"], sort=False)[counts + fractions].median()
+    by = ["strategy", "space", "device"]
+    medians = runs.replace(NEVER, never).groupby(by, sort=False)[counts + fractions].median()
     by_strategy = medians.groupby("strategy", sort=False)
     return pd.concat([by_strategy[counts].agg(stats.geometric_mean), by_strategy[fractions].mean()], axis=1)
+
+
+def grouped(runs: Iterable[Run]) -> dict[tuple[SpaceKey, str], list[Run]]:
+    """Runs of one strategy on one space, in order of first appearance."""
+    found: dict[tuple[SpaceKey, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.space.key, run.strategy), []).append(run)
+    return found
+
+
+def summary_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """One JSON-able row for each space and strategy: medians over seeds, None for never, 95 % bootstrap intervals."""
+    return [_summary_row(members) for members in grouped(runs).values()]
+
+
+def _summary_row(runs: Sequence[Run]) -> dict[str, Any]:
+    space, budget = runs[0].space, runs[0].budget
+    fractions = np.array([run.fractions() for run in runs])
+    checkpoints = [*CHECKPOINTS, *(n for n in LATER_CHECKPOINTS if n <= budget)]
+    checkpoints = sorted({*checkpoints, budget})
+    curves = np.array([run.trace.best_so_far_us(budget) for run in runs])
+    score, covered = stats.p_score(curves, space.latencies_us, failures=space.failures)
+    to = {within: [run.evaluations_to(within) for run in runs] for within in TARGETS}
+    seconds = {within: [run.seconds_to(within) for run in runs] for within in TARGETS}
+    return {
+        "space": space.name,
+        "device": space.device.name,
+        "strategy": runs[0].strategy,
+        "fraction_at": {str(n): float(np.median(fractions[:, n - 1])) if n <= budget else None for n in checkpoints},
+        "evaluations_to": {str(within): _median(values) for within, values in to.items()},
+        "seconds_to": {str(within): _median(values) for within, values in seconds.items()},
+        "seeds": len(runs),
+        "seeded": runs[0].seeded,
+        "budget": budget,
+        "fraction_at_interval": {str(n): _interval(fractions[:, n - 1]) if n <= budget else None for n in checkpoints},
+        "evaluations_to_interval": {str(within): _interval(values) for within, values in to.items()},
+        "p_score": score,
+        "p_score_evaluations": covered,
+        "size": len(space.measurements),
+        "failures": space.failures,
+        "optimum_us": space.optimum_us,
+        "tied_with_optimum": stats.tied_with_best([m.samples_us for m in space.measurements if m.status == "ok"]),
+        "random_evaluations_to": {
+            str(within): stats.expected_random_evaluations(space.latencies_us, within=within, failures=space.failures)
+            for within in TARGETS
+        },
+        "stop_rule": stop_rule(runs),
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """The median where never is infinite; None for never and for what no record tells."""
+    middle = float(np.median(values))
+    return middle if math.isfinite(middle) else None
+
+
+def _interval(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    return [edge if math.isfinite(edge) else None for edge in stats.median_interval(values, seed=0)]
+
+
+def stop_rule(runs: Iterable[Run], *, within: float = 0.05) -> list[dict[str, float]]:
+    """The search's claim that a candidate more than 5 % faster remains, against what remained: one row a bin of claims.
+
+    `remained` is the share of claims for which there was one, `regret` how much slower the best so far was than the
+    optimum, on average.
+    """
+    claimed, regrets = [], []
+    for run in runs:
+        best = run.trace.best_so_far_us(run.budget)
+        for evaluations, claim in run.trace.claims:
+            if math.isfinite(best[evaluations - 1]):
+                claimed.append(claim)
+                regrets.append(best[evaluations - 1] / run.space.optimum_us - 1)
+    if not claimed:
+        return []
+    remained = [float(regret > within) for regret in regrets]
+    told = stats.reliability(claimed, remained)
+    lost = stats.reliability(claimed, regrets)
+    return [
+        {"claimed": claim, "remained": share, "regret": regret, "count": count}
+        for (claim, share, count), (_, regret, _) in zip(told, lost, strict=True)
+    ]
+
+
+def evaluation_ratio(
+    runs: Iterable[Run], strategy: str, other: str, *, within: float = 0.05, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(ratio, low, high): the geometric mean over spaces of the median evaluations that `strategy` needs to come within
+    a share of the optimum over those of `other`, with a 95 % bootstrap over the seeds of each space. A run that never
+    got there counts as twice its budget.
+    """
+    rng = np.random.default_rng(seed)
+    counts: dict[SpaceKey, dict[str, list[float]]] = {}
+    for run in runs:
+        reached = min(run.evaluations_to(within), 2.0 * run.budget)
+        counts.setdefault(run.space.key, {}).setdefault(run.strategy, []).append(reached)
+    logs, drawn = [], []
+    for by_strategy in counts.values():
+        mine, theirs = np.array(by_strategy[strategy]), np.array(by_strategy[other])
+        logs.append(math.log(np.median(mine) / np.median(theirs)))
+        medians = [np.median(x[rng.integers(0, len(x), (resamples, len(x)))], axis=1) for x in (mine, theirs)]
+        drawn.append(np.log(medians[0] / medians[1]))
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return math.exp(float(np.mean(logs))), math.exp(low), math.exp(high)

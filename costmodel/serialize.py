@@ -1,13 +1,16 @@
 """A variant on a device as text: (variant, device) -> Prompt.
 
-Source, device and problem are the prefix that all candidates of one search share; the config is the suffix. Source is
-canonical: comments, docstrings and layout never reach the model, so they cannot change a prediction. The schema
-(`param NAME: v1 v2 ...`) stands before the text, so a reader from left to right knows what the names in it can be, and
-a budget that cuts the source at its end never cuts the schema.
+Source, device and problem are the prefix that all candidates of one search share; the config is the suffix. An operator
+(a library call that nobody tunes) has no config: there the sizes are the suffix, so that one prefix serves all of its
+problems, told as magnitudes and as ratios of the floor's terms. Source is canonical: comments, docstrings and layout
+never reach the model, so they cannot change a prediction. The schema (`param NAME: v1 v2 ...`) stands before the text,
+so a reader from left to right knows what the names in it can be, and a budget that cuts the source at its end never
+cuts the schema.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 import re
@@ -19,7 +22,7 @@ import tree_sitter_cpp
 import tree_sitter_cuda
 import tree_sitter_python
 
-from costmodel import devices
+from costmodel import devices, floor
 from costmodel.records import Device, Kernel, Problem, Prompt, Scalar, TensorSpec, UserError, Variant
 
 _GRAMMARS = {"cpp": tree_sitter_cpp, "opencl": tree_sitter_cpp, "cuda": tree_sitter_cuda, "hip": tree_sitter_cuda,
@@ -55,22 +58,22 @@ _PYTHON_BRACKETS = frozenset({"argument_list", "parameters", "list", "dictionary
 
 def prompt(variant: Variant, device: Device) -> Prompt:
     """The text of one variant on one device; equal for kernels that differ only in layout and comments."""
-    return Prompt(
-        source=_source(variant.kernel),
-        device=_device(device, variant.problem.dtype),
-        problem=_problem(variant.problem, device),
-        config=_config(variant),
-    )
+    kernel, sizes = variant.kernel, variant.problem
+    if kernel.language == "operator":
+        frame = "estimate" if floor.has_floor(sizes) else "median"
+        problem = f"operator {sizes.dtype} relative to {frame}"
+        return Prompt(_source(kernel), device_text(device, sizes.dtype), problem, _operator_sizes(sizes, device))
+    return Prompt(_source(kernel), device_text(device, sizes.dtype), _problem(sizes, device), _config(variant))
 
 
-def reference_us(variant: Variant, device: Device) -> float:
-    """What a slowdown is relative to: the analytic floor of the problem on the device, in microseconds.
-
-    A problem that states neither flops nor bytes has no floor: UserError (its reference is the median of its space).
-    """
-    if not _has_floor(variant.problem):
-        raise UserError(f"problem {variant.problem.op} {variant.problem} states neither flops nor bytes; state one")
-    return devices.floor_us(variant.problem, device)
+def reference_us(variant: Variant, device: Device) -> float | None:
+    """What a slowdown is relative to, in microseconds: for an operator what its library's kernel is expected to take,
+    else the analytic floor. None where the problem states neither flops nor bytes: its latencies are relative to the
+    median of their space, which a probe or two must find out."""
+    if not floor.has_floor(variant.problem):
+        return None
+    of = floor.estimate_us if variant.kernel.language == "operator" else floor.floor_us
+    return of(variant.problem, device)
 
 
 @lru_cache(maxsize=4096)
@@ -259,7 +262,7 @@ def _or_unknown(value: float) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _device(device: Device, dtype: str) -> str:
+def device_text(device: Device, dtype: str) -> str:
     """The sheet as one line: what decides speed, for arithmetic on `dtype`. The name is left out: it says nothing to a
     reader that has never met the device."""
     peak = devices.peak_tflops(device, dtype)
@@ -267,7 +270,7 @@ def _device(device: Device, dtype: str) -> str:
     per_unit = peak * 1e6 / device.num_units / device.clock_mhz if device.num_units and device.clock_mhz else 0.0
     fields = [
         f"device {device.kind} {device.vendor} {device.arch}",
-        f"units {device.num_units}",
+        f"units {_or_unknown(device.num_units)}",
         f"clock_mhz {_or_unknown(device.clock_mhz)}",
         f"{dtype} tflops {_or_unknown(peak)}",
         f"flops_per_unit_cycle {_or_unknown(per_unit)}",
@@ -279,8 +282,18 @@ def _device(device: Device, dtype: str) -> str:
         if name.endswith("_bytes") and isinstance(value, int):
             fields.append(f"{name.removesuffix('_bytes')}_kib {_or_unknown(value / 1024)}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            fields.append(f"{name} {_number(value)}")
+            fields.append(f"{name} {_or_unknown(value)}")
     return " ".join(fields)
+
+
+@lru_cache(maxsize=4096)
+def vendor_only(device: Device) -> Device:
+    """The sheet without its numbers. With a handful of devices in training a number is a name in disguise; the vendor
+    is what an unseen device is most likely to share with a seen one."""
+    blank = tuple((name, value if isinstance(value, str | bool) else 0) for name, value in device.details)
+    return dataclasses.replace(
+        device, arch="?", num_units=0, clock_mhz=0.0, peak_tflops=(), peak_gb_per_s=0.0, l2_bytes=0, details=blank
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -288,33 +301,54 @@ def _problem(problem: Problem, device: Device) -> str:
     """Sizes, shapes and the floor; amounts as log2 with one decimal, since their ratios are what matters."""
     fields = [f"problem {problem.op}", *(f"{name}={value}" for name, value in problem.params)]
     fields += [_tensor(spec) for spec in problem.inputs]
-    fields += [f"log2_flops {_log2(problem.flops)}", f"log2_bytes {_log2(problem.bytes)}"]
-    if _has_floor(problem):
-        fields += [f"log2_floor_us {_log2(devices.floor_us(problem, device))}", "relative to floor"]
-    else:
-        fields.append("relative to median")
-    return " ".join(fields)
-
-
-def _has_floor(problem: Problem) -> bool:
-    return problem.flops > 0 or problem.bytes > 0
+    if not floor.has_floor(problem):
+        return " ".join([*fields, "relative to median"])
+    fields += [f"flops {_power(problem.flops)}", f"bytes {_power(problem.bytes)}"]
+    return " ".join([*fields, f"floor_us {_power(floor.floor_us(problem, device))}", "relative to floor"])
 
 
 def _tensor(spec: TensorSpec) -> str:
     return f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
 
 
-def _log2(value: float) -> str:
-    return f"{math.log2(value):.1f}" if value > 0 else "?"
+def _power(value: float) -> str:
+    """ "2^9.3": one decimal of the logarithm."""
+    return f"2^{math.log2(value):.1f}" if value > 0 else "?"
+
+
+@lru_cache(maxsize=65536)
+def _operator_sizes(problem: Problem, device: Device) -> tuple[str, ...]:
+    """NAME~magnitude for each size and the expected time (log2 to a half), whether sizes are multiples of 4, and of a
+    matrix product how its time on tiles and in memory compares with it (log2 to a quarter, at most 4 doublings off).
+
+    Nothing here names the device: a ratio that hardly varies on one (power over compute, rows in flight over L2) would,
+    with a handful of devices to learn from.
+    """
+    parts = floor.terms(problem, device)
+    expected = floor.estimate_us(problem, device) if floor.has_floor(problem) else 1.0
+    settings = [f"{name}~{_steps(math.log2(max(float(value), 1.0)), 0.5)}" for name, value in problem.params]
+    settings.append(f"expected_us~{_steps(math.log2(expected), 0.5)}")
+    if "tile_us" in parts:
+        for name in ("tile", "memory"):
+            ratio = math.log2(max(parts[f"{name}_us"], 1e-9) / expected)
+            settings.append(f"{name}/expected~{_steps(min(max(ratio, -4.0), 4.0), 0.25)}")
+    aligned = "".join("y" if int(value) % 4 == 0 else "n" for _, value in problem.params)
+    return (*settings, f"aligned~{aligned}")
+
+
+def _steps(value: float, step: float) -> str:
+    return f"{round(value / step) * step:g}"
 
 
 def _config(variant: Variant) -> tuple[str, ...]:
-    """NAME=value in schema order, or in the config's own where the kernel has no schema.
+    """NAME=value in schema order, or in the config's own where the kernel has no schema; a parameter that has but one
+    value is left to the schema.
 
     The name stands beside each value, since "4" means little and THREADS=4 means the same in every kernel.
     """
     given = variant.config.as_dict()
-    names = [name for name, _ in variant.kernel.schema] or list(given)
+    schema = dict(variant.kernel.schema)
+    names = list(schema) or list(given)
     if set(names) != set(given):
         raise UserError(f"got config {variant.config}, expected values for {', '.join(names)} and no others")
-    return tuple(f"{name}={_value(given[name])}" for name in names)
+    return tuple(f"{name}={_value(given[name])}" for name in names if len(schema.get(name, ())) != 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
 
 from costmodel.records import UserError
 
@@ -72,6 +73,19 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     drawn = [statistic(array[rng.integers(0, array.size, array.size)]) for _ in range(resamples)]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def median_interval(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the median, as `bootstrap_interval`; values may be infinite ("never")."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or np.isnan(array).any():
+        raise UserError(f"got values of shape {array.shape} or with NaN, expected a non-empty list of numbers")
+    drawn = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
+    medians = np.sort(np.median(array[drawn], axis=1))  # no interpolation: between a number and never lies nothing
+    low, high = (medians[round(q * (resamples - 1))] for q in ((1 - confidence) / 2, (1 + confidence) / 2))
     return float(low), float(high)
 
 
@@ -193,6 +207,76 @@ def expected_random_evaluations(latencies: ArrayLike, *, within: float = 0.05, f
     array = _positive(_array(latencies, "latencies"), "latencies")
     good = int((array <= (1 + within) * array.min()).sum())
     return (array.size + failures + 1) / (good + 1)
+
+
+def expected_random_best(latencies: ArrayLike, evaluations: int, *, failures: int = 0) -> Array:
+    """(evaluations,) the expected best latency of random search without replacement after 1, 2, ... evaluations.
+
+    With x_0 <= x_1 <= ... the latencies and N candidates, `failures` included, of which t were evaluated:
+    E = x_0 + sum_i (x_{i+1} - x_i) C(N - i - 1, t) / C(N, t), the chance that none of the i + 1 fastest was among them.
+    Having met failures alone counts as the slowest latency.
+    """
+    ordered = np.sort(_positive(_array(latencies, "latencies"), "latencies"))
+    total = ordered.size + failures
+    counts = np.minimum(np.arange(1, evaluations + 1), total)
+    best = np.full(evaluations, ordered[0])
+    left = total - np.arange(1, ordered.size)  # candidates beyond the i + 1 fastest
+    for i, drawn in enumerate(counts):
+        possible = left >= drawn
+        missed = _log_choose(left[possible], drawn) - _log_choose(np.array([total]), drawn)
+        best[i] += float((np.diff(ordered)[possible] * np.exp(missed)).sum())
+    return best
+
+
+def _log_choose(total: NDArray[np.int64], drawn: int) -> Array:
+    return np.asarray(gammaln(total + 1) - gammaln(drawn + 1) - gammaln(total - drawn + 1), dtype=np.float64)
+
+
+def p_score(curves: NDArray[np.float64], latencies: ArrayLike, *, failures: int = 0) -> tuple[float, int]:
+    """(score, evaluations it covers): how far a search is ahead of random search, 0 as good, 1 the optimum at once.
+
+    Willemsen et al., FGCS 2024. curves (runs, budget): best latency so far, infinite until the first success. With f*
+    the optimum and m the median, random search is expected to reach f* + 0.05 (m - f*) within B = (N - K) / (K + 1)
+    evaluations, K candidates being that good; P(t) = (random(t) - mean_runs(t)) / (random(t) - f*) is averaged over
+    t = 1 .. min(B, budget). A budget below B is a score of the start of the search alone; the count says so.
+    """
+    array = _positive(_array(latencies, "latencies"), "latencies")
+    optimum = array.min()
+    good = int((array <= optimum + 0.05 * (np.median(array) - optimum)).sum())
+    total = array.size + failures
+    count = int(min(max(np.ceil((total - good) / (good + 1)), 1), curves.shape[1]))
+    found = np.minimum(curves[:, :count], array.max()).mean(axis=0)
+    random = expected_random_best(array, count, failures=failures)
+    ahead = random - optimum > 1e-12 * optimum
+    return (float(((random - found)[ahead] / (random - optimum)[ahead]).mean()) if ahead.any() else 1.0), count
+
+
+def tied_with_best(samples: Sequence[Sequence[float]], *, deviations: float = 1.96) -> int:
+    """How many of these have a mean that repeats cannot tell from the smallest mean, itself among them.
+
+    mean_i - mean_best <= deviations * sqrt(se_i^2 + se_best^2), se = standard deviation / sqrt(n). What was measured
+    once has no standard error of its own and counts as exact.
+    """
+    if not samples:
+        raise UserError("got no samples, expected at least one list of them")
+    means = np.array([np.mean(_array(one, "samples")) for one in samples])
+    variances = np.array([np.var(one, ddof=1) / len(one) if len(one) > 1 else 0.0 for one in samples])
+    best = int(np.argmin(means))
+    return int((means - means[best] <= deviations * np.sqrt(variances + variances[best])).sum())
+
+
+def reliability(claimed: ArrayLike, actual: ArrayLike, *, bins: int = 5) -> list[tuple[float, float, int]]:
+    """(mean claim, mean of what came, how many) per bin of claims, of equal width in [0, 1]; empty bins are left out.
+
+    `claimed` are probabilities; with `actual` 0 or 1 the second number is the share that happened.
+    """
+    told, came = _pair(claimed, actual)
+    place = np.minimum((told * bins).astype(int), bins - 1)
+    return [
+        (float(told[place == b].mean()), float(came[place == b].mean()), int((place == b).sum()))
+        for b in range(bins)
+        if (place == b).any()
+    ]
 
 
 # ---- tests ----

@@ -1,7 +1,9 @@
 """Text to tokens and numbers to tokens.
 
 `TextTokenizer` is a byte-level BPE of Hugging Face `tokenizers` with every digit on its own, so no input can fail to
-tokenize and an unseen "108" is three seen digits. Settings seen in training are one token each (`<v:TILE=64>`).
+tokenize and an unseen "108" is three seen digits. Numbers of the device and the problem are followed by a token of
+their magnitude, log2 to a half (`108<m:7>`): digits tell 512 from 513, but only a reader that has learned to add them
+up knows from them how large a number is. Settings seen in training are one token each (`<v:TILE=64>`).
 
 The number codecs share one interface, `NumberCodec`: a number is a string of exactly `num_tokens` tokens of a small
 vocabulary of its own, and a table says which token may follow (`mask`, `next_state`), so that a batch is constrained on
@@ -11,6 +13,7 @@ the device without a Python call per sample. Each value that can be written has 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from costmodel.records import Prompt, UserError
 
 SPECIALS = ("<pad>", "<eot>", "<sep>")
+LOWEST, HIGHEST = -20, 80  # magnitudes, in half doublings: 2^-10 to 2^40
+MAGNITUDES = tuple(f"<m:{half / 2:g}>" for half in range(LOWEST, HIGHEST + 1))
+_NUMBER = re.compile(r"2\^(-?\d+(?:\.\d+)?)|(?<!\w)\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 # A word with one sign before it, or a run of signs with the line breaks after it (`);\n` is one piece), or blanks.
 _PIECE = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\s*\n+|\s+")
@@ -31,26 +37,34 @@ _PIECE = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\s*\n+|\s+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a prefix, and how many tokens of its source did not fit the budget."""
+    """Token ids of a prefix: `source`, what the budget left of it, and `context`, device and problem. `truncated`
+    counts the tokens of the source that did not fit."""
 
-    ids: tuple[int, ...]
+    source: tuple[int, ...]
+    context: tuple[int, ...]
     truncated: int = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.source + self.context
 
 
 class TextTokenizer:
     """Prompts to token ids. The text of a prompt can never be read as a special token or a value token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        ids = {name: i for name in SPECIALS if (i := tokenizer.token_to_id(name)) is not None}
-        missing = [name for name in SPECIALS if name not in ids]
+        ids = {name: i for name in (*SPECIALS, *MAGNITUDES) if (i := tokenizer.token_to_id(name)) is not None}
+        missing = [name for name in (*SPECIALS, *MAGNITUDES) if name not in ids]
         if missing:
-            raise UserError(f"got a tokenizer without {', '.join(missing)}; expected one that costmodel trained")
+            raise UserError(f"got a tokenizer without {', '.join(missing[:4])}; expected one that costmodel trained")
         tokenizer.encode_special_tokens = True  # "<eot>" inside a source is five characters, not the end
         self._tokenizer = tokenizer
         self.pad_id, self.eot_id, self.sep_id = (ids[name] for name in SPECIALS)
+        self._magnitudes = tuple(ids[name] for name in MAGNITUDES)
         added = tokenizer.get_added_tokens_decoder()
         self._values = {t.content[3:-1]: i for i, t in added.items() if t.content.startswith("<v:")}
         self._encode_cached = lru_cache(maxsize=4096)(self._encode)
+        self._measured_cached = lru_cache(maxsize=4096)(self._measured)
 
     @staticmethod
     def train(texts: Iterable[Prompt | str], *, vocab_size: int = 2048) -> TextTokenizer:
@@ -67,7 +81,7 @@ class TextTokenizer:
                 parts.update(dict.fromkeys((text.source, text.device, text.problem)))
                 values.update(text.config)
         kept = sorted(values, key=lambda value: (-values[value], value))[: vocab_size // 4]
-        specials = [*SPECIALS, *(f"<v:{value}>" for value in sorted(kept, key=_numeric_order))]
+        specials = [*SPECIALS, *MAGNITUDES, *(f"<v:{value}>" for value in sorted(kept, key=_numeric_order))]
         least = len(specials) + len(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size < least:
             raise UserError(f"got vocab_size={vocab_size}, expected at least {least} (bytes and special tokens)")
@@ -128,14 +142,17 @@ class TextTokenizer:
         never cut: a budget too small for them is a UserError.
         """
         source = self._encode_cached(prompt.source)
-        rest = (self.sep_id, *self._encode_cached(prompt.device), self.sep_id,
-                *self._encode_cached(prompt.problem), self.sep_id)  # fmt: skip
+        rest = self.encode_context(prompt.device, prompt.problem)
         if budget is None:
-            return Encoded(source + rest)
+            return Encoded(source, rest)
         if budget < len(rest):
             raise UserError(f"got a budget of {budget} tokens, expected at least {len(rest)} (device and problem)")
         kept = source[: budget - len(rest)]
-        return Encoded(kept + rest, len(source) - len(kept))
+        return Encoded(kept, rest, len(source) - len(kept))
+
+    def encode_context(self, device: str, problem: str) -> tuple[int, ...]:
+        """`<sep> device <sep> problem <sep>`: what follows the source in a prefix, magnitudes after its numbers."""
+        return (self.sep_id, *self._measured_cached(device), self.sep_id, *self._measured_cached(problem), self.sep_id)
 
     def encode_suffix(self, prompt: Prompt, *, spelled: Container[int] = ()) -> list[int]:
         """One token per known setting; text and digits closed by `<sep>` for any other; then `<eot>`.
@@ -146,13 +163,24 @@ class TextTokenizer:
         ids: list[int] = []
         for position, setting in enumerate(prompt.config):
             token = None if position in spelled else self._values.get(setting)
-            ids += [token] if token is not None else [*self._encode_cached(setting), self.sep_id]
+            ids += [token] if token is not None else [*self._measured_cached(setting), self.sep_id]
         return [*ids, self.eot_id]
 
     def _encode(self, text: str) -> tuple[int, ...]:
         # Lone surrogates are the only characters that UTF-8 has no bytes for.
         text = text.encode("utf-8", errors="replace").decode()
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _measured(self, text: str) -> tuple[int, ...]:
+        """Text with a magnitude token after each number; a power "2^9.3" has its exponent as magnitude."""
+        ids: list[int] = []
+        start = 0
+        for match in _NUMBER.finditer(text):
+            ids += self._encode_cached(text[start : match.end()])
+            log2 = float(match[1]) if match[1] else math.log2(max(float(match[0]), 2.0**-10))
+            ids.append(self._magnitudes[min(max(round(2 * log2), LOWEST), HIGHEST) - LOWEST])
+            start = match.end()
+        return (*ids, *self._encode_cached(text[start:]))
 
 
 def _numeric_order(value: str) -> tuple[bool, float, str]:

@@ -1,8 +1,8 @@
 """One training loop, for both stages: next tokens of source text, then latencies.
 
 A latency step takes a few search spaces of one kernel under two-part attention: the source is encoded once, on it each
-space's device and problem, on those some of its suffixes. What a step draws depends on (seed, member, step) alone, so a
-run that was killed goes on from its checkpoint as if it had not been.
+space's device and problem, on those some of its suffixes; small kernels are taken several at a time. What a step draws
+depends on (seed, member, step) alone, so a run that was killed goes on from its checkpoint as if it had not been.
 
     members = fresh_members(small_config(tokenizer.vocab_size), lambda width: GridHead(width, LogGrid()), seeds=(0, 1))
     train(texts, TrainConfig(objective="next-token", steps=300), members=members)
@@ -32,6 +32,8 @@ from costmodel.model.heads import Head, Targets
 from costmodel.records import UserError, digest
 
 Objective = Literal["latency", "next-token"]
+SPELLED_SHARE = 0.15  # of the steps of a group
+PAD = 0  # the id of <pad>, see tokens.SPECIALS
 LOSS_WINDOW = 50  # steps over which the losses of the summary are averaged
 
 
@@ -39,25 +41,28 @@ LOSS_WINDOW = 50  # steps over which the losses of the summary are averaged
 class Group:
     """What was measured of one search space: a prefix, and n suffixes with what they came to.
 
-    z (n,) is log2(latency / reference), ignored where failed (n,) is True. `rank_only` marks rows that a search
-    gathered: a biased sample of its space, which teaches the order and not the level. Groups whose first `shared`
-    prefix tokens are equal (the source) are trained together.
+    The prefix is `source`, then one of `contexts`: the device and the problem, in as many wordings as training may draw
+    from (the device's numbers jittered or left out), each step one. Groups of equal source are trained together.
+    `spelled`, where given, are the suffixes with some settings written out, as those of an unseen kernel arrive; a step
+    in SPELLED_SHARE takes them. z (n,) is log2(latency / reference), ignored where failed (n,) is True. `rank_only`
+    marks rows that a search gathered: a biased sample of its space, which teaches the order and not the level.
     """
 
-    prefix: Sequence[int]
+    source: Sequence[int]
+    contexts: Sequence[Sequence[int]]
     suffixes: Sequence[Sequence[int]]
     z: np.ndarray
     failed: np.ndarray
     rank_only: bool = False
-    shared: int = 0
+    spelled: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shared < max(len(self.prefix), 1):
-            raise UserError(f"got {self.shared} shared tokens of {len(self.prefix)}, expected fewer than all")
-        if not self.prefix or not len(self.suffixes) == len(self.z) == len(self.failed) > 0:
+        if not self.contexts or not all(self.contexts):
+            raise UserError(f"got a group with contexts {list(self.contexts)}, expected at least one, and none empty")
+        if not len(self.suffixes) == len(self.z) == len(self.failed) > 0:
             raise UserError(
-                f"got a group with {len(self.prefix)} prefix tokens, {len(self.suffixes)} suffixes, {len(self.z)} "
-                f"values and {len(self.failed)} flags, expected a prefix, and as many suffixes as values and flags"
+                f"got a group with {len(self.suffixes)} suffixes, {len(self.z)} values and {len(self.failed)} flags, "
+                "expected some, and as many of each"
             )
         if not np.isfinite(np.asarray(self.z)[~np.asarray(self.failed)]).all():
             raise UserError("got a group with a value that is not finite, expected that of failures only")
@@ -65,16 +70,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """The recipe that won on real spaces. `suffixes` and `groups` are of latency steps, `window` (tokens) and
+    """The recipe that won on real spaces. `rows`, `groups` and `kernels` are of latency steps, `window` (tokens) and
     `windows` of next-token steps."""
 
     objective: Objective = "latency"
     steps: int = 2000
-    suffixes: int = 64  # of each group
+    rows: int = 192  # suffixes of a step, spread over its groups
     groups: int = 3  # of one kernel
+    kernels: int = 4  # at most, where those taken so far have fewer than half of `rows`
+    token_dropout: float = 0.1  # share of the prefix's tokens that a step reads as <pad>
     window: int = 256
     windows: int = 8
     muon_lr: float = 1.5e-2
+    muon_decay: float = 0.1
     adamw_lr: float = 4e-3
     warmup_steps: int = 50
     final_lr_share: float = 0.03
@@ -85,7 +93,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise UserError(f"got objective {self.objective!r}, expected one of {', '.join(get_args(Objective))}")
-        for name in ("steps", "suffixes", "groups", "window", "windows", "checkpoint_steps"):
+        for name in ("steps", "rows", "groups", "kernels", "window", "windows", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"got {name}={getattr(self, name)}, expected at least 1")
 
@@ -219,7 +227,7 @@ def make_optimizers(network: nn.ModuleDict, config: TrainConfig) -> list[torch.o
     inside = {id(p) for p in matrices}
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in inside]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=config.muon_decay),
         torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=0.05),
     ]
     for optimizer in optimizers:
@@ -229,47 +237,68 @@ def make_optimizers(network: nn.ModuleDict, config: TrainConfig) -> list[torch.o
 
 
 class LatencyBatches:
-    """Draws a kernel, with a probability that grows as the root of its size, some of its groups and their suffixes."""
+    """Draws kernels, each with a probability that grows as the root of its size, some of their groups and suffixes."""
 
     def __init__(self, groups: Sequence[Group], config: TrainConfig) -> None:
-        self.suffixes, self.groups = config.suffixes, config.groups
+        self.config = config
         kernels: dict[tuple[int, ...], list[Group]] = {}
-        for i, group in enumerate(groups):
-            kernels.setdefault(tuple(group.prefix[: group.shared]) or (-1, i), []).append(group)
+        for group in groups:
+            kernels.setdefault(tuple(group.source), []).append(group)
         self.kernels = list(kernels.values())
         weights = np.sqrt([sum(len(group.suffixes) for group in members) for members in self.kernels])
         self.weights = weights / weights.sum()
 
     def identity(self) -> str:
+        groups = [group for members in self.kernels for group in members]
         return digest(
-            [
-                (list(g.prefix), len(g.suffixes), float(np.nansum(g.z)), int(np.sum(g.failed)))
-                for members in self.kernels
-                for g in members
-            ]
+            [(list(g.source), list(g.contexts[0]), len(g.suffixes), float(np.nansum(g.z))) for g in groups],
+            [int(np.sum(g.failed)) for g in groups],
         )
 
     def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, dict[str, float], int]:
-        members = self.kernels[rng.choice(len(self.kernels), p=self.weights)]
-        chosen = [members[i] for i in rng.permutation(len(members))[: self.groups]]
-        shared = chosen[0].shared
-        source = decoder.encode_prefix(member.backbone, torch.as_tensor(chosen[0].prefix[:shared])) if shared else None
-        losses, terms, count = [], defaultdict(list), 0
-        for group in chosen:
-            rows = rng.permutation(len(group.suffixes))[: self.suffixes]
-            ids, lengths = decoder.pad([group.suffixes[row] for row in rows])
-            targets = Targets(
-                torch.as_tensor(np.asarray(group.z)[rows], dtype=torch.float32),
-                torch.as_tensor(np.asarray(group.failed)[rows], dtype=torch.bool),
-                torch.full((len(rows),), group.rank_only),
-            )
-            prefix = decoder.encode_prefix(member.backbone, torch.as_tensor(group.prefix[shared:]), after=source)
-            loss, parts = member.head.loss(member.backbone, prefix, ids, lengths, targets)
-            losses.append(loss)
-            count += len(rows)
-            for name, part in parts.items():
-                terms[name].append(part.item())
-        return torch.stack(losses).mean(), {name: float(np.mean(values)) for name, values in terms.items()}, count
+        losses: list[Tensor] = []
+        terms: dict[str, list[float]] = defaultdict(list)
+        count = 0
+        for _ in range(self.config.kernels):
+            if 2 * count >= self.config.rows:
+                break
+            groups = self.kernels[rng.choice(len(self.kernels), p=self.weights)]
+            chosen = [groups[i] for i in rng.permutation(len(groups))[: self.config.groups]]
+            each = -(-(self.config.rows - count) // len(chosen))
+            source = chosen[0].source
+            shared = decoder.encode_prefix(member.backbone, self._thinned(source, rng)) if len(source) else None
+            for group in chosen:
+                rows = rng.permutation(len(group.suffixes))[:each]
+                loss, parts = self._group_loss(member, group, rows, shared, rng)
+                losses.append(loss * len(rows))
+                count += len(rows)
+                for name, part in parts.items():
+                    terms[name].append(part.item())
+        return torch.stack(losses).sum() / count, {name: float(np.mean(part)) for name, part in terms.items()}, count
+
+    def _thinned(self, ids: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """Some tokens read as <pad>: with few spaces to learn from, a network knows them by any one of their tokens."""
+        return torch.as_tensor(ids).masked_fill(torch.as_tensor(rng.random(len(ids)) < self.config.token_dropout), PAD)
+
+    def _group_loss(
+        self,
+        member: Member,
+        group: Group,
+        rows: np.ndarray,
+        source: decoder.PrefixCache | None,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        context = group.contexts[int(rng.integers(len(group.contexts)))]
+        prefix = decoder.encode_prefix(member.backbone, self._thinned(context, rng), after=source)
+        spelled = group.spelled is not None and rng.random() < SPELLED_SHARE
+        suffixes = group.spelled if spelled and group.spelled else group.suffixes
+        ids, lengths = decoder.pad([suffixes[row] for row in rows])
+        targets = Targets(
+            torch.as_tensor(np.asarray(group.z)[rows], dtype=torch.float32),
+            torch.as_tensor(np.asarray(group.failed)[rows], dtype=torch.bool),
+            torch.full((len(rows),), group.rank_only),
+        )
+        return member.head.loss(member.backbone, prefix, ids, lengths, targets)
 
 
 class TextBatches:

@@ -15,24 +15,39 @@ PACKAGE = ROOT / "costmodel"
 LAYERS = [
     ("records",),
     ("workloads", "devices", "stats", "graph"),
-    ("ops",),
-    ("measure", "store", "dataset", "sittings", "serialize", "tokens", "features", "gaussian", "familiarity"),
+    ("ops", "floor", "published"),
+    (
+        "measure",
+        "store",
+        "dataset",
+        "sittings",
+        "serialize",
+        "tokens",
+        "features",
+        "gaussian",
+        "familiarity",
+        "picking",
+        "correction",
+    ),
     ("model", "train"),
-    ("baselines", "predictor", "recipe"),
-    ("search", "evaluate", "replay", "gate", "report", "template"),
+    ("baselines", "operator_trees", "predictor", "recipe"),
+    ("search", "evaluate", "replay", "strategies", "gate", "report", "template"),
     ("integrations", "pytest_plugin", "present", "cli"),
 ]
 TORCH_FREE = (
     "records",
     "workloads",
     "devices",
+    "floor",
     "stats",
     "measure",
     "store",
     "features",
     "baselines",
+    "operator_trees",
     "search",
     "replay",
+    "strategies",
 )
 
 

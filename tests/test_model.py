@@ -362,7 +362,7 @@ def test_mixture_is_the_law_of_a_random_member():
 @pytest.mark.parametrize("head_class", [GridHead, DigitHead])
 def test_a_model_folder_round_trips_and_its_first_member_is_plain_transformers(tmp_path, head_class):
     members = [checkpoint.Member(*small(head_class, seed=seed)) for seed in range(3)]
-    tokenizer = TextTokenizer.train(["int main() { return 0; }"], vocab_size=300)
+    tokenizer = TextTokenizer.train(["int main() { return 0; }"], vocab_size=400)
     checkpoint.save(tmp_path, members, tokenizer, details={"trained_on": ["a", "b"]})
     again, read, details = checkpoint.load(tmp_path)
     assert details == {"trained_on": ["a", "b"]}
@@ -390,7 +390,7 @@ def test_a_model_folder_round_trips_and_its_first_member_is_plain_transformers(t
 def test_a_foreign_backbone_can_be_a_member(tmp_path):
     head = GridHead(32, LogGrid(low=-3.0, high=5.0, bins=64))
     members = [checkpoint.Member(decoder.build(CONFIGS["gpt2"], seed=seed), head) for seed in range(2)]
-    checkpoint.save(tmp_path, members, TextTokenizer.train(["x"], vocab_size=300))
+    checkpoint.save(tmp_path, members, TextTokenizer.train(["x"], vocab_size=400))
     for before, after in zip(members, checkpoint.load(tmp_path)[0], strict=True):
         ids = torch.arange(9)[None]
         want = before.backbone.bfloat16().float()(input_ids=ids).logits
@@ -400,7 +400,7 @@ def test_a_foreign_backbone_can_be_a_member(tmp_path):
 def test_broken_folders_get_one_line(tmp_path):
     with pytest.raises(UserError, match="folder that costmodel saved"):
         checkpoint.load(tmp_path)
-    checkpoint.save(tmp_path, [checkpoint.Member(*small(GridHead))], TextTokenizer.train(["x"], vocab_size=300))
+    checkpoint.save(tmp_path, [checkpoint.Member(*small(GridHead))], TextTokenizer.train(["x"], vocab_size=400))
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="whole safetensors"):

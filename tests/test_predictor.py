@@ -11,12 +11,13 @@ from test_search import CANDIDATES, DEVICE, KERNEL, PROBLEM, measurement, truth
 
 from costmodel import devices, workloads
 from costmodel.familiarity import Familiarity
+from costmodel.floor import estimate_us
 from costmodel.predictor import NeuralCostModel
 from costmodel.recipe import Recipe, fit
-from costmodel.records import Kernel, Problem, TensorSpec, UserError, Variant
+from costmodel.records import Config, Kernel, Problem, TensorSpec, UserError, Variant
 from costmodel.stats import spearman
 
-TINY = Recipe(members=2, steps=150, reading_steps=5, suffixes=64, hidden_size=32, layers=2, vocab_size=512)
+TINY = Recipe(members=2, steps=150, reading_steps=5, rows=64, hidden_size=32, layers=2, vocab_size=512)
 SOURCE = """
 extern "C" void run(void* const* buffers, const long long* sizes) {
     for (long long i = 0; i < sizes[0]; i += A) add(buffers, i, B, C);
@@ -100,6 +101,48 @@ def test_a_few_probes_fix_the_scale_elsewhere_too():
     after, after_other = (np.array([p.median_us for p in model.predict(vs, DEVICE)]) for vs in (variants, other))
     assert np.log2(after / before).mean() == pytest.approx(3.0, abs=0.7)
     assert np.log2(after_other / before_other).mean() == pytest.approx(2.0, abs=0.7)
+
+
+def test_what_a_model_was_told_is_saved_with_it(tmp_path):
+    model = fresh()
+    variants = [m.variant for m in TRAINING[:40]]
+    before = np.array([p.median_us for p in model.predict(variants, DEVICE)])
+    model.update([measurement(v, 5 * us) for v, us in zip(variants[:10], before[:10], strict=True)])
+    told = [p.median_us for p in model.predict(variants, DEVICE)]
+    model.save_pretrained(tmp_path)
+    again = NeuralCostModel.from_pretrained(tmp_path).predict(variants, DEVICE)
+    assert [p.median_us for p in again] == pytest.approx(told, rel=0.05)
+    assert "corrected by 10 measured here" in again[0].reason
+    assert again[0].trust
+
+
+def test_without_a_floor_only_the_order_is_known_until_something_is_measured():
+    model = fresh()
+    unstated = dataclasses.replace(PROBLEM, flops=0, bytes=0)
+    variants = [on_text(m.variant, unstated) for m in TRAINING[:20]]
+    before = model.predict(variants, DEVICE)
+    assert not any(p.scale_known for p in before)
+    assert "only the order" in before[0].reason
+    model.update([measurement(variants[3], 77.0)])
+    after = model.predict(variants, DEVICE)
+    assert all(p.scale_known for p in after)
+    assert after[3].median_us == pytest.approx(77.0, rel=1e-3)
+    ratios = np.array([a.median_us / b.median_us for a, b in zip(after, before, strict=True)])
+    assert ratios == pytest.approx(ratios[0], rel=1e-6)
+
+
+def test_the_network_is_believed_less_of_operators_on_a_device_it_never_saw():
+    model = fresh()
+    operator = Kernel("add", "operator", None, (), origin="torch")
+    problems = [Problem("add", (), (("B", 2**i), ("H", 512)), 2**i * 512, 12 * 2**i * 512) for i in range(10, 16)]
+    variants = [Variant(operator, problem, Config(())) for problem in problems]
+    h100 = devices.find("H100 SXM")
+    expected = np.log2([estimate_us(problem, h100) for problem in problems])
+    unseen = np.log2([p.median_us for p in model.predict(variants, h100)]) - expected
+    known = dataclasses.replace(model.familiarity, devices=frozenset({h100.name}))
+    model.familiarity = known
+    seen = np.log2([p.median_us for p in model.predict(variants, h100)]) - expected
+    assert np.abs(unseen).mean() < 0.6 * np.abs(seen).mean()
 
 
 def test_rank_puts_likely_failures_last():

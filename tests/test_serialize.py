@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import random
 import re
 
@@ -176,8 +177,8 @@ def test_prompt_has_the_schema_first_and_the_values_in_its_order() -> None:
     )
     # 2^25 flops, 917504 bytes; the floor is 2^25 / 294400 = 114.0 us = 2^6.8 us
     assert prompt.problem == (
-        "problem matmul M=512 N=128 K=256 f32[512,256] f32[256,128] log2_flops 25.0 log2_bytes 19.8 "
-        "log2_floor_us 6.8 relative to floor"
+        "problem matmul M=512 N=128 K=256 f32[512,256] f32[256,128] flops 2^25.0 bytes 2^19.8 "
+        "floor_us 2^6.8 relative to floor"
     )
 
 
@@ -206,13 +207,49 @@ def test_every_published_sheet_has_a_distinct_finite_line() -> None:
         assert "inf" not in line
 
 
-def test_reference_is_the_floor_and_needs_one() -> None:
+def test_a_problem_without_flops_and_bytes_is_relative_to_the_median() -> None:
     variant = Variant(kernel(CPP), MATMUL, Config.of(TILE=16, MODE="row"))
     assert serialize.reference_us(variant, CPU) == pytest.approx(2**25 / 294400.0)
     unstated = dataclasses.replace(variant, problem=dataclasses.replace(MATMUL, flops=0, bytes=0))
-    assert serialize.prompt(unstated, CPU).problem.endswith("log2_flops ? log2_bytes ? relative to median")
-    with pytest.raises(UserError, match="states neither flops nor bytes"):
-        serialize.reference_us(unstated, CPU)
+    assert serialize.reference_us(unstated, CPU) is None
+    problem = serialize.prompt(unstated, CPU).problem
+    assert problem == "problem matmul M=512 N=128 K=256 f32[512,256] f32[256,128] relative to median"
+
+
+def test_an_operator_tells_its_sizes_in_the_suffix() -> None:
+    """2^31 flops and 3 x 2^22 bytes on an H100 SXM: 3.8 us of memory against an expected time of some 40."""
+    h100 = devices.find("H100 SXM")
+    operator = Kernel("bmm", "operator", None, (), origin="torch")
+    sizes = (("B", 1), ("M", 1024), ("N", 1024), ("K", 1024))
+    inputs = (TensorSpec((1, 1024, 1024), "f32"), TensorSpec((1, 1024, 1024), "f32"))
+    problem = Problem("bmm", inputs, sizes, 2**31, 3 * 2**22)
+    variant = Variant(operator, problem, Config(()))
+    prompt, expected_us = serialize.prompt(variant, h100), serialize.reference_us(variant, h100)
+    assert expected_us is not None
+    assert expected_us > 2**31 / 66.9e6
+    assert prompt.source == "kernel torch bmm"
+    assert prompt.problem == "operator f32 relative to estimate"
+    assert prompt.config[:4] == ("B~0", "M~10", "N~10", "K~10")
+    told = dict(setting.split("~") for setting in prompt.config)
+    assert told["aligned"] == "nyyy"
+    assert float(told["expected_us"]) == pytest.approx(math.log2(expected_us), abs=0.25)
+    assert math.log2(3 * 2**22 / 3.35e6 / expected_us) < -4  # bounded at four doublings
+    assert told["memory/expected"] == "-4"
+    assert -1 < float(told["tile/expected"]) <= 0
+    assert not {"power", "rows_over_l2"} & {name.partition("/")[0] for name in told}  # they would name the device
+
+
+def test_a_parameter_with_one_value_is_left_to_the_schema() -> None:
+    fixed = dataclasses.replace(kernel(CPP), schema=(("TILE", (16, 32)), ("WIDTH", (15,))))
+    prompt = serialize.prompt(Variant(fixed, MATMUL, Config.of(TILE=16, WIDTH=15)), CPU)
+    assert prompt.config == ("TILE=16",)
+    assert "param WIDTH: 15" in prompt.source
+
+
+def test_a_sheet_without_numbers_keeps_the_vendor_and_says_unknown() -> None:
+    told = serialize.device_text(serialize.vendor_only(CPU), "f32")
+    assert told.startswith("device cpu Intel ? units ? clock_mhz ? f32 tflops ?")
+    assert not re.search(r"\d", told.replace("f32", "").replace("l2_kib", "").replace("l1_kib", ""))
 
 
 def test_a_kernel_without_text_or_schema_has_a_prompt() -> None:

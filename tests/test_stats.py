@@ -172,3 +172,53 @@ def test_bootstrap_interval_stays_within_the_data(values: list[float], seed: int
 def test_mistakes_are_named(call, says: str) -> None:
     with pytest.raises(UserError, match=says):
         call()
+
+
+@given(
+    st.lists(st.floats(1.0, 100.0), min_size=1, max_size=7),
+    st.integers(0, 2),
+)
+def test_expected_random_best_is_the_mean_over_all_orders(latencies, failures):
+    worst = max(latencies)
+    drawn = latencies + [worst] * failures  # a failure alone counts as the slowest
+    told = stats.expected_random_best(latencies, len(drawn), failures=failures)
+    for count in range(1, len(drawn) + 1):
+        every = [min(chosen) for chosen in itertools.combinations(drawn, count)]
+        assert told[count - 1] == pytest.approx(np.mean(every))
+
+
+def test_p_score_is_zero_for_random_search_and_one_for_the_optimum_at_once():
+    latencies = np.linspace(1.0, 5.0, 200)
+    random = stats.expected_random_best(latencies, 30)
+    score, covered = stats.p_score(random[None], latencies)
+    assert score == pytest.approx(0.0, abs=1e-12)
+    # within 1 + 0.05 (3 - 1) = 1.1 lie the 5 fastest: (200 - 5) / 6 evaluations, more than the 30 that were run
+    assert covered == 30
+    assert stats.p_score(np.full((3, 90), 1.0), latencies) == (1.0, 33)
+    assert stats.p_score(np.full((3, 90), np.inf), latencies)[0] < 0
+
+
+def test_ties_need_repeats_that_overlap():
+    samples = [[1.0, 1.2, 1.4], [1.1, 1.3, 1.5], [2.0, 2.1, 2.2], [1.21]]
+    assert stats.tied_with_best(samples) == 3
+    assert stats.tied_with_best([[1.0], [1.0001], [1.0]]) == 2
+    with pytest.raises(UserError):
+        stats.tied_with_best([])
+
+
+def test_reliability_sets_claims_beside_what_came():
+    claimed, came = [0.0, 0.1, 0.9, 1.0, 1.0], [0, 1, 1, 1, 0]
+    low, high = stats.reliability(claimed, came)
+    assert low == (pytest.approx(0.05), 0.5, 2)
+    assert high == (pytest.approx(2.9 / 3), pytest.approx(2 / 3), 3)
+
+
+def test_the_interval_of_a_median_may_end_at_never():
+    assert stats.median_interval([3.0] * 5, seed=0) == (3.0, 3.0)
+    low, high = stats.median_interval([1.0, 2.0, 3.0, np.inf, np.inf], seed=0)
+    assert low == 1.0
+    assert high == np.inf
+    values = np.random.default_rng(0).normal(size=60)
+    assert stats.median_interval(values, seed=1) == pytest.approx(stats.bootstrap_interval(values, seed=2), abs=0.1)
+    with pytest.raises(UserError):
+        stats.median_interval([1.0, np.nan], seed=0)

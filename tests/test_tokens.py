@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.records import Prompt, UserError
-from costmodel.tokens import P10, SPECIALS, LogGrid, NumberCodec, TextTokenizer
+from costmodel.tokens import MAGNITUDES, P10, SPECIALS, LogGrid, NumberCodec, TextTokenizer
 
 SOURCE = "for(long i=0;i<n;++i){\nsum+=left[i]*right[i];\n}\n" * 8
 PROMPTS = [
@@ -53,9 +53,9 @@ def test_merges_make_the_training_text_short(tokenizer: TextTokenizer) -> None:
     assert len(tokenizer.encode(SOURCE)) < len(SOURCE) / 2
 
 
-@pytest.mark.parametrize("trap", [*SPECIALS, "<v:128>", "x <eot> <v:8>"])
+@pytest.mark.parametrize("trap", [*SPECIALS, MAGNITUDES[30], "<v:128>", "x <eot> <v:8>"])
 def test_text_cannot_write_special_tokens(tokenizer: TextTokenizer, trap: str) -> None:
-    special = {tokenizer.pad_id, tokenizer.eot_id, tokenizer.sep_id}
+    special = {tokenizer.pad_id, tokenizer.eot_id, tokenizer.sep_id, *tokenizer._magnitudes}
     assert not special & set(tokenizer.encode(trap))
     assert tokenizer.decode(tokenizer.encode(trap)) == trap
     assert len(tokenizer.encode(trap)) > 1
@@ -67,7 +67,7 @@ def test_known_values_are_one_token_and_others_are_closed_digits(tokenizer: Text
     assert tokenizer.decode(known) == "<v:128><v:two words><v:0.5>"
     assert end == tokenizer.eot_id
     unknown = tokenizer.encode_suffix(Prompt("", "", "", ("48", "16")))
-    assert [tokenizer.decode([i]) for i in unknown] == ["4", "8", "<sep>", "<v:16>", "<eot>"]
+    assert [tokenizer.decode([i]) for i in unknown] == ["4", "8", "<m:5.5>", "<sep>", "<v:16>", "<eot>"]
 
 
 configs = st.lists(st.sampled_from(["8", "16", "row", "1", "12", "2", "", "<sep>", "a b"]) | st.text(max_size=4)).map(
@@ -87,9 +87,26 @@ def test_different_configs_have_different_suffixes(
 def test_prefix_parts_are_encoded_apart(tokenizer: TextTokenizer) -> None:
     prompt = PROMPTS[0]
     whole = tokenizer.encode_prefix(prompt)
+    magnitudes = set(tokenizer._magnitudes)
     parts = [tokenizer.encode(text) for text in (prompt.source, prompt.device, prompt.problem)]
-    assert whole.ids == tuple(i for part in parts for i in (*part, tokenizer.sep_id))
+    plain = [i for i in whole.ids if i not in magnitudes]
+    assert whole.source == parts[0]
+    assert tokenizer.decode(plain) == tokenizer.decode([i for part in parts for i in (*part, tokenizer.sep_id)])
     assert whole.truncated == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("M=512", "M=512<m:9>"),
+        ("clock 2300 l2 0.5", "clock 2300<m:11> l2 0.5<m:-1>"),
+        ("flops 2^25.2 bytes ?", "flops 2^25.2<m:25> bytes ?"),
+        ("f32[3,1024] size_0=7", "f32[3<m:1.5>,1024<m:10>] size_0=7<m:3>"),  # not those inside a name
+        ("0 1e30", "0<m:-10> 1e30<m:40>"),  # the ends take what is beyond
+    ],
+)
+def test_numbers_of_the_context_are_followed_by_their_magnitude(tokenizer: TextTokenizer, text: str, read: str) -> None:
+    assert tokenizer.decode(tokenizer.encode_context(text, "")) == f"<sep>{read}<sep><sep>"
 
 
 def test_a_budget_cuts_the_source_at_its_end_and_counts(tokenizer: TextTokenizer) -> None:
@@ -124,8 +141,8 @@ def test_training_is_repeatable(tokenizer: TextTokenizer) -> None:
 
 def test_values_take_at_most_a_quarter_of_the_vocabulary() -> None:
     prompts = [Prompt("a", "", "", (str(i % 200), "7")) for i in range(1000)]
-    trained = TextTokenizer.train(prompts, vocab_size=400)
-    assert len(trained.known_values) == 100
+    trained = TextTokenizer.train(prompts, vocab_size=480)
+    assert len(trained.known_values) == 120
     assert "7" in trained.known_values
 
 

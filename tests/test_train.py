@@ -1,5 +1,6 @@
 """Training learns, resumes exactly and obeys its schedule."""
 
+import dataclasses
 import itertools
 import math
 
@@ -21,7 +22,7 @@ torch.set_num_threads(1)
 def numbers_group(numbers, prefix):
     """A number in text, digit by digit and closed by token 10; its slowdown is the number."""
     suffixes = [[*map(int, f"{n:03d}"), 10] for n in numbers]
-    return Group(prefix, suffixes, np.log2(numbers), np.zeros(len(numbers), dtype=bool))
+    return Group(prefix[:1], [prefix[1:]], suffixes, np.log2(numbers), np.zeros(len(numbers), dtype=bool))
 
 
 def tiny(head="grid", seeds=(0,)):
@@ -35,7 +36,8 @@ def weights(members):
 
 def predict(member, group):
     with torch.inference_mode():
-        prefix = decoder.encode_prefix(member.backbone, torch.as_tensor(group.prefix))
+        ids = [*group.source, *group.contexts[0]]
+        prefix = decoder.encode_prefix(member.backbone, torch.as_tensor(ids))
         return member.head.distribution(member.backbone, prefix, *decoder.pad(group.suffixes))
 
 
@@ -44,7 +46,7 @@ def test_a_number_in_the_text_can_be_learned():
     numbers = rng.permutation(np.arange(1, 1000))
     prefix = [11, 12, 13, 14, 15]
     members = tiny()
-    train([numbers_group(numbers[:800], prefix)], TrainConfig(steps=250), members=members)
+    train([numbers_group(numbers[:800], prefix)], TrainConfig(steps=250, token_dropout=0.0), members=members)
     held_out = numbers_group(numbers[800:], prefix)
     d = predict(members[0], held_out)
     assert spearmanr(d.mean(), held_out.z).statistic > 0.95
@@ -61,19 +63,20 @@ def test_failures_are_learned():
     failed = numbers % 10 > 6
     z = np.where(failed, np.nan, 0.0)
     members = tiny()
-    train([Group([11], suffixes[:800], z[:800], failed[:800])], TrainConfig(steps=80), members=members)
-    p_fail = predict(members[0], Group([11], suffixes[800:], z[800:], failed[800:])).p_fail.numpy()
+    group = Group([11], [[12]], suffixes[:800], z[:800], failed[:800])
+    train([group], TrainConfig(steps=80, token_dropout=0.0), members=members)
+    p_fail = predict(members[0], Group([11], [[12]], suffixes[800:], z[800:], failed[800:])).p_fail.numpy()
     assert p_fail[failed[800:]].min() > p_fail[~failed[800:]].max()
 
 
 def test_rank_only_groups_teach_the_order_whatever_their_level():
     rng = np.random.default_rng(2)
     numbers = rng.permutation(np.arange(1, 1000))
-    group = numbers_group(numbers[:800], [11])
-    shifted = Group(group.prefix, group.suffixes, group.z + 100.0, group.failed, rank_only=True)  # far off the grid
+    group = numbers_group(numbers[:800], [11, 12])
+    shifted = dataclasses.replace(group, z=group.z + 100.0, rank_only=True)  # far off the grid
     members = tiny()
-    train([shifted], TrainConfig(steps=100), members=members)
-    held_out = numbers_group(numbers[800:], [11])
+    train([shifted], TrainConfig(steps=100, token_dropout=0.0), members=members)
+    held_out = numbers_group(numbers[800:], [11, 12])
     mean = predict(members[0], held_out).mean()
     assert spearmanr(mean, held_out.z).statistic > 0.9
     assert mean.max() < 14.5
@@ -83,16 +86,15 @@ def test_digits_are_learned():
     rng = np.random.default_rng(3)
     numbers = rng.permutation(np.arange(1, 1000))
     members = tiny("digits")
-    train([numbers_group(numbers[:900], [11])], TrainConfig(steps=200, suffixes=64, adamw_lr=5e-3), members=members)
-    held_out = numbers_group(numbers[900:930], [11])
+    config = TrainConfig(steps=200, rows=64, adamw_lr=5e-3, token_dropout=0.0)
+    train([numbers_group(numbers[:900], [11, 12])], config, members=members)
+    held_out = numbers_group(numbers[900:930], [11, 12])
     assert spearmanr(predict(members[0], held_out).mean(), held_out.z).statistic > 0.9
 
 
 @pytest.mark.parametrize("objective", ["latency", "next-token"])
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, objective):
-    config = TrainConfig(
-        objective=objective, steps=9, suffixes=8, groups=2, warmup_steps=3, window=12, checkpoint_steps=2
-    )
+    config = TrainConfig(objective=objective, steps=9, rows=16, groups=2, warmup_steps=3, window=12, checkpoint_steps=2)
     examples = [numbers_group(np.arange(1 + i, 40 + 7 * i), [11, 12 + i]) for i in range(3)]
     if objective == "next-token":
         examples = [token for g in examples for token in g.suffixes]
@@ -125,8 +127,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, objecti
 
 
 def test_members_differ_and_equal_seeds_agree():
-    group = numbers_group(np.arange(1, 60), [11])
-    config = TrainConfig(steps=3, suffixes=8)
+    group = numbers_group(np.arange(1, 60), [11, 12])
+    config = TrainConfig(steps=3, rows=8)
     first, second = tiny(seeds=(0, 1)), tiny(seeds=(0, 1))
     for members in (first, second):
         train([group], config, members=members)
@@ -165,13 +167,30 @@ def test_schedule_and_optimizer_split():
 
 
 def test_groups_are_drawn_by_the_root_of_their_size():
-    groups = [numbers_group(np.arange(1, 1 + n), [11, n % 5]) for n in (4, 100)]
+    groups = [numbers_group(np.arange(1, 1 + n), [n % 5, 11]) for n in (4, 100)]
     batches = training.LatencyBatches(groups, TrainConfig())
     assert batches.weights == pytest.approx([2 / 12, 10 / 12])
 
 
+def test_a_step_fills_its_rows_from_several_small_kernels():
+    small = [numbers_group(np.arange(1, 9), [k, 11]) for k in range(8)]
+    large = [numbers_group(np.arange(1, 400), [k, 11]) for k in (0, 0, 0, 0)]
+    config = TrainConfig(rows=60, groups=3)
+    [member] = tiny()
+    rng = np.random.default_rng(0)
+    assert training.LatencyBatches(small, config).loss(member, rng)[2] == 4 * 8  # `kernels` bounds it
+    assert training.LatencyBatches(large, config).loss(member, rng)[2] == 60  # 20 of each of three groups
+
+
+def test_dropped_tokens_are_read_as_padding():
+    batches = training.LatencyBatches([numbers_group(np.arange(1, 9), [11, 12])], TrainConfig(token_dropout=0.25))
+    thinned = batches._thinned([5] * 4000, np.random.default_rng(0))
+    assert (thinned == training.PAD).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert set(thinned.tolist()) == {5, training.PAD}
+
+
 def test_a_broken_checkpoint_and_bad_options_get_one_line(tmp_path):
-    group = numbers_group(np.arange(1, 9), [11])
+    group = numbers_group(np.arange(1, 9), [11, 12])
     (tmp_path / "latency-0.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="training checkpoint"):
         train([group], TrainConfig(steps=1), members=tiny(), checkpoints=tmp_path)
@@ -180,7 +199,7 @@ def test_a_broken_checkpoint_and_bad_options_get_one_line(tmp_path):
     with pytest.raises(UserError, match="steps=0"):
         TrainConfig(steps=0)
     with pytest.raises(UserError, match="not finite"):
-        Group([1], [[1]], np.array([np.nan]), np.array([False]))
+        Group([1], [[1]], [[1]], np.array([np.nan]), np.array([False]))
     with pytest.raises(UserError, match="objective"):
         train([[1, 2]], TrainConfig(), members=tiny())
 

@@ -79,6 +79,32 @@ def train(
         print(f"wrote {out}, trained on {len(measurements)} variants in {sum(s.seconds for s in stages):.0f} s")
 
 
+def update(
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Stores, parquet folders or others' records; repeat for several.")
+    ],
+    model: ModelFolder = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/model"),
+    as_json: Json = False,
+) -> None:
+    """Fold measurements into a model: its scale and what it gets wrong on their kernels, no network training.
+
+    Example: costmodel update --data cache.json --out runs/mine
+    """
+    measurements = read_measurements(data)
+    ok = [m for m in measurements if m.status == "ok"]
+    if not ok:
+        raise UserError(f"got {len(measurements)} measurements and none that is ok, expected some to learn from")
+    updated = model_from(model)
+    updated.update(ok)
+    updated.save_pretrained(out)
+    spaces = len({(m.variant.kernel.identity, m.variant.problem, m.device.identity) for m in ok})
+    if as_json:
+        print_json({"model": str(out), "rows": len(ok), "spaces": spaces})
+    else:
+        print(f"wrote {out}, corrected on {spaces} spaces by {len(ok)} measurements")
+
+
 def evaluate(
     data: Annotated[list[Path], typer.Option("--data", help="Stores or parquet folders; repeat for several.")],
     model: ModelFolder = None,

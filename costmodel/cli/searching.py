@@ -31,12 +31,13 @@ def tune(
 ) -> None:
     """Find the fastest config: rank with the model, benchmark a few in isolation, learn, repeat.
 
-    Everything measured goes to the store at once; run again after a kill, it goes on where it was.
+    Everything measured goes to the store at once; run again after a kill, it goes on where it was. What other devices
+    have measured of the same kernel, where the store holds it, leads beside the model.
 
     Example: costmodel tune matmul --problem M=512,N=512 --budget 60s
     """
-    from costmodel import search, workloads
-    from costmodel.records import Variant
+    from costmodel import baselines, search, workloads
+    from costmodel.records import CostModel, Variant
     from costmodel.sittings import combine
 
     target, limit = device_named(None), search.Budget.parse(budget)
@@ -46,9 +47,13 @@ def tune(
     prior = model_from(model)
     with open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
         known = combine(collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded]))
+        tables = baselines.NearestTable()
+        for workload in loaded:
+            tables.update([m for m in opened.combined(kernel=workload.kernel.identity) if m.device != target])
+        priors: list[CostModel] = [tables, prior] if tables.knows(candidates[0]) else [prior]
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
             result = search.tune(
-                candidates, [prior], runner, default=default, budget=limit, seed=seed, known=known, progress=advance
+                candidates, priors, runner, default=default, budget=limit, seed=seed, known=known, progress=advance
             )
     document = tuned_document(result)
     if as_json:

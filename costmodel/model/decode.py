@@ -84,13 +84,15 @@ class Level:
 class NumberWriter:
     """A backbone that writes number tokens: their embeddings (V, D), the grammar, and how probabilities are read.
 
-    read: (hidden (N, D), state (N,)) -> probabilities (N, V). next_state: int64 (states, V).
+    read: (hidden (N, D), state (N,)) -> probabilities (N, V). next_state: int64 (states, V). forced (F,): the tokens
+    with which every string begins; a root stands behind them, so they cost no decoder call of their own.
     """
 
     backbone: PreTrainedModel
     embeddings: Tensor
     next_state: Tensor
     num_tokens: int
+    forced: Tensor
     read: Callable[[Tensor, Tensor], Tensor]
 
     def grow(self, level: Level, parents: Tensor, tokens: Tensor) -> Level:
@@ -117,8 +119,8 @@ def pick(probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 def sample(writer: NumberWriter, root: Level, uniforms: Tensor) -> Tensor:
     """uniforms (S,) float64 in [0, 1) -> S strings (S, num_tokens). Equal beginnings are run once."""
     node = torch.zeros(len(uniforms), dtype=torch.long)
-    level, strings = root, []
-    for position in range(writer.num_tokens):
+    level, strings = root, list(writer.forced[:, None].expand(-1, len(uniforms)))
+    for position in range(len(writer.forced), writer.num_tokens):
         tokens, uniforms = pick(level.probabilities[node], uniforms)
         strings.append(tokens)
         if position + 1 < writer.num_tokens:
@@ -129,24 +131,21 @@ def sample(writer: NumberWriter, root: Level, uniforms: Tensor) -> Tensor:
 
 
 def enumerate_strings(
-    writer: NumberWriter, root: Level, *, missing_mass: float = 1e-3, branch_mass: float = 2e-3
+    writer: NumberWriter, root: Level, *, missing_mass: float = 1e-3, branch_mass: float = 4e-3
 ) -> tuple[Tensor, Tensor]:
     """The strings that matter: tokens (N, num_tokens) and probabilities (N,), whose sum is at least 1 - missing_mass.
 
-    At each token the lightest strings are dropped while they stay within their share of `missing_mass`. Strings
-    lighter than `branch_mass` no longer fork but take their likeliest token, so their value is off by what their
-    later digits would say. The last token always forks: that needs no decoder call. With both at 0 nothing is left
-    out or rounded.
+    At each token the lightest strings are dropped while they stay within their share of `missing_mass`, and siblings
+    that are light are merged (`_merged`), so their value is off by a part of what that digit says. The last token
+    always forks: that needs no decoder call. With both at 0 nothing is left out or rounded.
     """
-    level, strings = root, torch.zeros(1, 0, dtype=torch.long)
+    level, strings = root, writer.forced[None]
     mass = torch.ones(1, dtype=torch.float64)
-    for position in range(writer.num_tokens):
+    for position in range(len(writer.forced), writer.num_tokens):
         last = position + 1 == writer.num_tokens
         p = level.probabilities.double()
-        if not last:
-            likeliest = torch.zeros_like(p).scatter(1, p.argmax(-1, keepdim=True), 1.0)
-            p = torch.where(mass[:, None] < branch_mass, likeliest, p)
-        children = (mass[:, None] * p).flatten()
+        children = mass[:, None] * p
+        children = (children if last else _merged(children, branch_mass)).flatten()
         heaviest, order = children.sort(descending=True)
         spare = heaviest.flip(0).cumsum(0).flip(0)  # the mass from here on
         kept = (heaviest > 0) & (spare > missing_mass / writer.num_tokens)
@@ -156,3 +155,20 @@ def enumerate_strings(
         if not last:
             level = writer.grow(level, parents, tokens)
     return strings, mass
+
+
+def _merged(children: Tensor, branch_mass: float) -> Tensor:
+    """Masses of the children of N strings (N, V), in the order of their tokens, where neighbours are merged.
+
+    Those whose middles fall in one bucket of `branch_mass` leave their mass to their median. A child as heavy as that
+    stays by itself, but for lighter neighbours that it takes in, and a string as light has one child.
+    """
+    if not branch_mass:
+        return children
+    upto = children.cumsum(-1)
+    bucket = ((upto - children / 2) / branch_mass).long()
+    member = bucket[:, :, None] == bucket[:, None, :]  # (N, V, V)
+    total = (member * children[:, None, :]).sum(-1)
+    below = (member * children[:, None, :]).tril(-1).sum(-1)  # of the same bucket, by earlier tokens
+    median = (below <= total / 2) & (total / 2 < below + children)
+    return torch.where(median, total, 0.0)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 from transformers.cache_utils import DynamicCache
 
 from costmodel.model.two_part import NAME as TWO_PART
+from costmodel.model.two_part import only_wanted
 from costmodel.records import UserError
 
 # attention in these passes unknown keywords through and is plain causal, so two-part attention is exact in them
@@ -89,6 +90,8 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if config.model_type in TWO_PART_FAMILIES and not windowed:
         model.set_attn_implementation(TWO_PART)
+        layers: Any = model.base_model.layers
+        layers[-1].register_forward_pre_hook(only_wanted, with_kwargs=True)
     return model
 
 
@@ -111,14 +114,19 @@ def encode_prefix(backbone: PreTrainedModel, prefix_ids: Tensor, *, after: Prefi
 
     `after` is the encoding of what stands before these tokens: the source, say, when many problems share it.
     """
-    return extend(backbone, after, prefix_ids)[0]
+    return extend(backbone, after, backbone.get_input_embeddings()(prefix_ids), reads=1)[0]
 
 
-def extend(backbone: PreTrainedModel, prefix: PrefixCache | None, ids: Tensor) -> tuple[PrefixCache, Tensor]:
-    """A prefix (None: the empty one) continued by ids (L,): the longer prefix, and its last hidden state (D,)."""
+def extend(
+    backbone: PreTrainedModel, prefix: PrefixCache | None, embeddings: Tensor, *, reads: int
+) -> tuple[PrefixCache, Tensor]:
+    """A prefix (None: the empty one) continued by embeddings (L, D): the longer prefix, and the hidden states of its
+    last tokens (reads, D)."""
+    length = len(embeddings)
     cache = _copy(prefix.cache) if prefix else DynamicCache(config=backbone.config)
-    states = _run(backbone, input_ids=ids[None], past_key_values=cache, use_cache=True)
-    return PrefixCache(cache, (prefix.length if prefix else 0) + len(ids)), states[0, -1]
+    last = torch.arange(length - reads, length, device=embeddings.device)[None]
+    states = _run(backbone, last, inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
+    return PrefixCache(cache, (prefix.length if prefix else 0) + length), states[0]
 
 
 def encode_suffixes(backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -126,17 +134,17 @@ def encode_suffixes(backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: 
 
     No mask is needed for the padding: attention is causal, and what follows the last real token is not read.
     """
-    states = suffix_states(backbone, prefix, backbone.get_input_embeddings()(suffix_ids))
-    return states[torch.arange(len(states), device=states.device), lengths.to(states.device) - 1]
+    embeddings = backbone.get_input_embeddings()(suffix_ids)
+    return suffix_states(backbone, prefix, embeddings, lengths[:, None].to(embeddings.device) - 1)[:, 0]
 
 
-def suffix_states(backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor) -> Tensor:
-    """embeddings (M, L, D) of M suffixes of one prefix -> last hidden states (M, L, D)."""
+def suffix_states(backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, wanted: Tensor) -> Tensor:
+    """embeddings (M, L, D) of M suffixes of one prefix -> last hidden states (M, W, D) at the places wanted (M, W)."""
     if is_two_part(backbone):
-        return _run_on_prefix(backbone, prefix, embeddings, None, 0)
+        return _run_on_prefix(backbone, prefix, embeddings, None, 0, wanted)
     cache = _copy(prefix.cache)
     cache.batch_repeat_interleave(len(embeddings))
-    return _run(backbone, inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+    return _run(backbone, wanted, inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
 
 
 def branch(
@@ -152,28 +160,35 @@ def branch(
     cache = _copy(prefix.cache if length == 0 and not is_two_part(backbone) else start.cache)
     cache.batch_select_indices(parents)
     if is_two_part(backbone):
-        states = _run_on_prefix(backbone, prefix, embeddings[:, None], cache, length)
+        states = _run_on_prefix(backbone, prefix, embeddings[:, None], cache, length, None)
     else:
-        states = _run(backbone, inputs_embeds=embeddings[:, None], past_key_values=cache, use_cache=True)
+        states = _run(backbone, None, inputs_embeds=embeddings[:, None], past_key_values=cache, use_cache=True)
     return Branches(prefix, cache, length + 1), states[:, 0]
 
 
 def _run_on_prefix(
-    backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, own: DynamicCache | None, own_length: int
-) -> Tensor:
+    backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, own: DynamicCache | None, own_length: int,
+    wanted: Tensor | None,
+) -> Tensor:  # fmt: skip
     length = embeddings.shape[1]
     start = prefix.length + own_length
     positions = torch.arange(start, start + length, device=embeddings.device)[None]
     # a 4-D mask is passed through as it stands; two_part_attention needs none, transformers would build a large one
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
     return _run(
-        backbone, inputs_embeds=embeddings, position_ids=positions, attention_mask=unused, past_key_values=own,
+        backbone, wanted, inputs_embeds=embeddings, position_ids=positions, attention_mask=unused, past_key_values=own,
         use_cache=own is not None, prefix=prefix.cache,
     )  # fmt: skip
 
 
-def _run(backbone: PreTrainedModel, **inputs: Any) -> Tensor:
-    return backbone.base_model(**inputs).last_hidden_state
+def _run(backbone: PreTrainedModel, wanted: Tensor | None, **inputs: Any) -> Tensor:
+    """The last hidden states of new tokens: of all (M, L, D), or those at the places wanted (M, W) -> (M, W, D)."""
+    if wanted is None:
+        return backbone.base_model(**inputs).last_hidden_state
+    if is_two_part(backbone):
+        return backbone.base_model(**inputs, wanted=wanted).last_hidden_state  # see only_wanted
+    states = backbone.base_model(**inputs).last_hidden_state
+    return states[torch.arange(len(states), device=states.device)[:, None], wanted]
 
 
 def _copy(cache: DynamicCache) -> DynamicCache:

@@ -128,10 +128,17 @@ class DigitHead(nn.Module):
                     legal[state, other] = False
                     break
                 state = int(codec.next_state[state, token])
+        forced, state = [], 0
+        while len(ways := [token for token in legal[state].nonzero()[:, 0].tolist() if token != codec.failed]) == 1:
+            forced.append(ways[0])
+            state = int(codec.next_state[state, ways[0]])
+        self.start = state  # of the grammar, behind what every number begins with
+        self.register_buffer("forced", torch.tensor(forced, dtype=torch.long), persistent=False)
         self.register_buffer("legal", legal, persistent=False)
         self.register_buffer("next_state", torch.as_tensor(codec.next_state), persistent=False)
         self.legal: Tensor
         self.next_state: Tensor
+        self.forced: Tensor
 
     def loss(
         self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, targets: Targets
@@ -174,24 +181,26 @@ class DigitHead(nn.Module):
         row, steps = torch.arange(len(strings))[:, None], torch.arange(strings.shape[1])
         embeddings = F.pad(backbone.get_input_embeddings()(suffix_ids), (0, 0, 0, strings.shape[1] - 1))
         embeddings = embeddings.index_put((row, lengths[:, None] + steps[:-1]), self.tokens(strings[:, :-1]))
-        return suffix_states(backbone, prefix, embeddings)[row, lengths[:, None] - 1 + steps]
+        return suffix_states(backbone, prefix, embeddings, lengths[:, None] - 1 + steps)
 
     def _read(self, hidden: Tensor, state: Tensor) -> Tensor:
         logits = (hidden @ self.tokens.weight.t()).float()
         return logits.masked_fill(~self.legal[state], float("-inf")).softmax(-1)
 
     def _writer(self, backbone: PreTrainedModel) -> decode.NumberWriter:
-        return decode.NumberWriter(backbone, self.tokens.weight, self.next_state, self.codec.num_tokens, self._read)
+        grammar = self.next_state, self.codec.num_tokens, self.forced
+        return decode.NumberWriter(backbone, self.tokens.weight, *grammar, self._read)
 
     def _root(self, backbone: PreTrainedModel, prefix: PrefixCache, suffix: Tensor) -> tuple[decode.Level, Tensor]:
-        """Where the numbers of one suffix (L,) begin, given success; and the probability of failure."""
-        whole, hidden = extend(backbone, prefix, suffix)
-        start = torch.zeros(1, dtype=torch.long)
-        first = self._read(hidden[None], start)
-        success = first.clone()
-        success[:, self.codec.failed] = 0.0
-        level = decode.Level(whole, success / success.sum(-1, keepdim=True), start)
-        return level, first[0, self.codec.failed].double()
+        """Where the numbers of one suffix (L,) part ways, given success; and the probability of failure."""
+        embeddings = torch.cat([backbone.get_input_embeddings()(suffix), self.tokens(self.forced)])
+        whole, hidden = extend(backbone, prefix, embeddings, reads=1 + len(self.forced))
+        state = torch.tensor([0, self.start])
+        first, at_root = self._read(hidden[[0, -1]], state)
+        p_fail = first[self.codec.failed].double()
+        at_root = at_root.clone()
+        at_root[self.codec.failed] = 0.0
+        return decode.Level(whole, (at_root / at_root.sum())[None], state[1:]), p_fail
 
     def _strings(self, z: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
         """Token strings (M, num_tokens) and the grammar's state before each token (M, num_tokens)."""
