@@ -122,7 +122,6 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.jobs)
     train, tests = make_split(combine(dataset.read_parquet(options.data)), options.split)
-    train += [m for path in options.records for m in tuning_records().read(path)]
     if options.without:
         train = [m for m in train if not m.variant.kernel.name.startswith(options.without)]
     if options.model:
@@ -130,9 +129,12 @@ def main():
     else:
         started = time.perf_counter()
         recipe = Recipe(members=options.members, steps=options.steps, reading_steps=options.reading_steps)
-        network, _ = fit(train, recipe, checkpoints=options.checkpoints, jobs=options.jobs)
-        print(f"{len(train)} rows, trained in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        others = [m for path in options.records for m in tuning_records().read(path)]
+        network, _ = fit([*train, *others], recipe, checkpoints=options.checkpoints, jobs=options.jobs)
+        print(f"{len(train) + len(others)} rows, trained in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         network.details["held_out"] = list(HELD_OUT_KERNELS) if options.split == "shipped" else []
+        if options.save:
+            network.save_pretrained(options.save)  # what took long is kept, whatever happens below
     spreads = network.details.pop("spread", {})
     tables, calibration = [], {}
     for test_set, rows in tests.items():

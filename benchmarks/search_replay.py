@@ -1,9 +1,8 @@
 """How many benchmarks until a search is within 5 % of the optimum: replayed on brute-forced spaces of held-out kernels.
 
-    python benchmarks/heldout.py --by kernel --members 4 --seeds 1 --save runs/without-heldout
-    python benchmarks/search_replay.py --model runs/without-heldout --seeds 10
+    python benchmarks/search_replay.py --model costmodel/pretrained --seeds 10 --budget 100
 
-The model must not have seen the kernels. Opponents: random search, Kernel Tuner's simulated annealing (pip install
+The model must not have seen the kernels. Opponents: random search, annealing (our own and Kernel Tuner's; pip install
 kernel_tuner), a Gaussian process from scratch; beside them the model's ranking alone and the guarded search. The last
 line is one JSON document.
 """
@@ -52,7 +51,8 @@ def main():
     prior = strategies.prior_of([model])
     chosen = {
         "random search": strategies.random_search,
-        "simulated annealing": strategies.kernel_tuner("simulated_annealing"),
+        "Kernel Tuner's annealing": strategies.kernel_tuner("simulated_annealing"),
+        "annealing": strategies.metropolis,
         "Gaussian process": strategies.guided(lambda space: []),
         "ranking alone": strategies.ranked(prior),
         "search, not guarded": strategies.guided(prior, guarded=False),

@@ -28,7 +28,7 @@ from costmodel.evaluate import average, predict_all
 from costmodel.predictor import NeuralCostModel
 from costmodel.recipe import Recipe, fit
 
-PROBES = (16, 64, 256)
+PROBES, REST = (16, 64, 256), 2000
 
 
 def read(files):
@@ -84,7 +84,7 @@ def zero_shot(space, model, trees, elsewhere):
     ok = [m for m in space.measurements if m.status == "ok"]
     true_us = np.array([m.latency_us for m in ok])
     whole = predict_all(model, ok)
-    told = {"network": [predict_all(NeuralCostModel([m], model.tokenizer, {}), ok) for m in model.members]}
+    told = {"network": [predict_all(NeuralCostModel([m], model.tokenizer, model.details), ok) for m in model.members]}
     told["averaged"] = [whole]
     told["boosted trees"] = [predict_all(one, ok) for one in trees]
     near = baselines.NearestTable()
@@ -93,7 +93,7 @@ def zero_shot(space, model, trees, elsewhere):
         told["nearest table"] = [near.predict([m.variant for m in ok], space.device)]
     points = {name: [average([one]) for one in several] for name, several in told.items()}
     points["averaged and trees"] = [
-        2 ** (centred(points["averaged"][0]) + centred(one)) for one in points["boosted trees"]
+        2 ** ((centred(points["averaged"][0]) + centred(one)) / 2) for one in points["boosted trees"]
     ]
     rows = []
     for name, several in points.items():
@@ -101,7 +101,11 @@ def zero_shot(space, model, trees, elsewhere):
         rows.append({"space": space.kernel.name, "device": space.device.name, "model": name, **each.mean().to_dict()})
     low, high = (np.array([p.quantile_us(q) for p in whole]) for q in (0.05, 0.95))
     scale = np.exp(np.median(np.log(true_us) - np.log(points["averaged"][0])))
+    needed = np.log(true_us / scale / points["averaged"][0])
+    middle = np.log(points["averaged"][0])
+    widths = np.where(needed >= 0, np.log(high) - middle, middle - np.log(low))
     rows[1]["coverage90"] = stats.coverage(low * scale, high * scale, true_us)
+    rows[1]["ratios"] = np.abs(needed) / np.maximum(widths, 1e-6)
     return rows
 
 
@@ -110,12 +114,13 @@ def centred(us):
 
 
 def after_probes(space, model, seeds):
-    """Spearman on the rest after n random probes were told to `update`; failures count as probes."""
+    """Spearman on the rest (on 2,000 of it) after n random probes were told to `update`; failures count as probes."""
     rows = []
     for count in PROBES:
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(len(space.measurements))
-            probes, rest = ([space.measurements[i] for i in part] for part in (order[:count], order[count:]))
+            parts = order[:count], order[count : count + REST]
+            probes, rest = ([space.measurements[i] for i in part] for part in parts)
             updated = NeuralCostModel(model.members, model.tokenizer, model.details)
             updated.update(probes)
             ok = [m for m in rest if m.status == "ok"]
@@ -123,6 +128,26 @@ def after_probes(space, model, seeds):
             rho = stats.spearman([m.latency_us for m in ok], told)
             rows.append({"space": space.kernel.name, "device": space.device.name, "probes": count, "spearman": rho})
     return rows
+
+
+def calibrate(ranked):
+    """Split-conformal over spaces: one's 90 % intervals are widened by the factor that covers 90 % of the others."""
+    ratios = list(ranked[ranked["model"] == "averaged"]["ratios"])
+    factors = [weighted_quantile([r for k, r in enumerate(ratios) if k != i]) for i in range(len(ratios))]
+    covered = [float((mine <= factor).mean()) for mine, factor in zip(ratios, factors, strict=True)]
+    before = [float((mine <= 1).mean()) for mine in ratios]
+    overall = weighted_quantile(ratios)
+    print(f"90 % intervals cover {np.mean(before):.3f} after one scale; widened by the others' factor", end=" ")
+    print(f"{np.mean(covered):.3f}; the factor of all spaces is {overall:.2f}")
+    return {"coverage": float(np.mean(before)), "conformal_coverage": float(np.mean(covered)), "factor": overall}
+
+
+def weighted_quantile(ratios):
+    """The 0.9 quantile of several spaces' ratios, each space of equal weight."""
+    values = np.concatenate(ratios)
+    weights = np.concatenate([np.full(len(r), 1 / len(r)) for r in ratios])
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(weights[order].cumsum(), 0.9 * weights.sum())])
 
 
 def main():
@@ -165,6 +190,7 @@ def main():
 def report(ranked, probed, searched, options):
     by_model = ranked.groupby("model", sort=False)
     print(ranked.pivot_table(index=["space", "device"], columns="model", values="spearman", sort=False).round(3))
+    intervals = calibrate(ranked)
     table = by_model[["spearman", "kendall", "mape_scaled", "top1", "top10", "coverage90"]].mean()
     for name, mine in by_model:
         table.loc[name, ["low", "high"]] = stats.bootstrap_interval(mine["spearman"].to_numpy(), np.mean, seed=0)
@@ -191,8 +217,9 @@ def report(ranked, probed, searched, options):
     )
     print(summary.round(3).to_string())
     document = {
+        "intervals": intervals,
         "zero_shot": json.loads(table.round(4).reset_index().to_json(orient="records")),
-        "spaces": json.loads(ranked.round(4).to_json(orient="records")),
+        "spaces": json.loads(ranked.drop(columns="ratios").round(4).to_json(orient="records")),
         "probes": json.loads(probes.mean().round(4).to_json()),
         "search": json.loads(summary.round(4).reset_index().to_json(orient="records")),
         "searches": json.loads(flat.to_json(orient="records")),

@@ -3,9 +3,9 @@
 The mean is a shrunk non-negative stack of the priors plus a Matern Gaussian process on what the stack gets wrong. The
 priors are dense where measurements are few, so they also say how the process should see the candidates: each parameter
 is scaled by how much the priors vary along it (the total effect of Homma and Saltelli, 1996), and each prior is a
-further coordinate, so that a prior that is right in order but not in scale can be bent. A batch maximises expected
-improvement (Jones et al. 1998, eq. 15), each pick believed at its mean before the next one is chosen (Ginsbourger et
-al. 2010).
+further coordinate, so that a prior that is right in order but not in scale can be bent. Where a process that knows
+nothing of the priors explains the measurements better, it takes over. A batch maximises expected improvement (Jones et
+al. 1998, eq. 15), each pick believed at its mean before the next one is chosen (Ginsbourger et al. 2010).
 
 A greedy search with a wrong prior is worse than no model, so the search is guarded: the default is always measured,
 and in a batch some picks are model-free moves around the best so far, the more the longer nothing better was found.
@@ -25,6 +25,7 @@ from costmodel.gaussian import MaternProcess
 FIRST_PICKS = 8
 FIRST_PICKS_WITHOUT_PRIOR = 16
 MOVES = (0.0, 0.25, 0.25, 0.5)  # share of model-free moves, by batches since the best was found
+PRIOR_HANDICAP = 4.0  # nats of log marginal likelihood in favour of the priors' view
 NARROWEST, WIDEST = 0.05, 5.0  # bounds on the scale of a parameter, against the root mean square of all
 LIKELY = 2048  # candidates whose improvement is worked out, the likeliest ones
 
@@ -46,7 +47,7 @@ class Picker:
         self.size = len(features)
         self._priors = priors - np.median(priors, axis=1, keepdims=True) if len(priors) else priors
         self._features = features
-        self._seen_by_process = coordinates(features, self._priors)
+        self._prior_view = coordinates(features, self._priors)
         self._p_fail = np.zeros(self.size) if p_fail is None else p_fail
         self._guarded = guarded
         self._rng = np.random.default_rng(seed)
@@ -112,8 +113,8 @@ class Picker:
 
     def posterior(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of log2 latency over all candidates; needs two successes."""
-        process, mean = self._fit()
-        residual, sd = process.predict(self._seen_by_process)
+        process, mean, features = self._fit()
+        residual, sd = process.predict(features)
         return mean + residual, sd
 
     def p_better_remains(self, *, within: float = 0.05, draws: int = 400) -> float:
@@ -121,10 +122,10 @@ class Picker:
         rest = np.flatnonzero(~self._known())
         if len(self._told) < 2 or not len(rest):
             return 0.0 if not len(rest) else 1.0
-        process, mean = self._fit()
-        residual, sd = process.predict(self._seen_by_process[rest])
+        process, mean, features = self._fit()
+        residual, sd = process.predict(features[rest])
         likely = rest[np.argsort(mean[rest] + residual - 2 * sd)[:256]]
-        samples = mean[likely] + process.sample(self._seen_by_process[likely], draws, np.random.default_rng(0))
+        samples = mean[likely] + process.sample(features[likely], draws, np.random.default_rng(0))
         return float((samples.min(axis=1) < min(self._told.values()) - math.log2(1 + within)).mean())
 
     # -- how picks are made ---------------------------------------------------------------------------------------
@@ -161,19 +162,28 @@ class Picker:
             near = np.argpartition(changed, min(24, self.size - 1))[:25]
             yield from (int(i) for i in near[np.argsort(changed[near])])
 
-    def _fit(self) -> tuple[MaternProcess, np.ndarray]:
-        """The process on the residuals, and the mean it stands on (m,)."""
+    def _fit(self) -> tuple[MaternProcess, np.ndarray, np.ndarray]:
+        """The process on the residuals, the mean it stands on (m,), and the candidates as it sees them (m, d).
+
+        With priors there are two views: as the priors see the candidates, on their stack; or without them. The one that
+        explains the measurements better is taken, the priors' with a handicap in its favour while the data are few.
+        """
         seen = list(self._told)
         target = np.array(list(self._told.values()))
-        stack = self.prior_weights() @ self._priors if len(self._priors) else np.zeros(self.size)
-        mean = stack + float(np.mean(target - stack[seen]))
-        process = MaternProcess()
-        process.fit(self._seen_by_process[seen], target - mean[seen])
-        return process, mean
+        views = [(self._features, np.zeros(self.size), 0.0)]
+        if len(self._priors):
+            views.append((self._prior_view, self.prior_weights() @ self._priors, PRIOR_HANDICAP))
+        fits = []
+        for features, stack, handicap in views:
+            mean = stack + float(np.mean(target - stack[seen]))
+            process = MaternProcess()
+            process.fit(features[seen], target - mean[seen])
+            fits.append((process.evidence + handicap, process, mean, features))
+        _, process, mean, features = max(fits, key=lambda fit: fit[0])
+        return process, mean, features
 
     def _expected_improvement(self, count: int) -> list[int]:
-        process, mean = self._fit()
-        features = self._seen_by_process
+        process, mean, features = self._fit()
         rest = np.flatnonzero(~self._asked)
         if not len(rest):
             return []

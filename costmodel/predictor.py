@@ -63,7 +63,7 @@ class NeuralCostModel:
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors, tokenizer.json, and what `update` was told as a dataset (`measured`)."""
+        """Write config.json, model.safetensors and tokenizer.json, and as a dataset what `update` was told."""
         checkpoint.save(folder, self.members, self.tokenizer, details=self.details)
         if self._told:
             dataset.write_parquet(self._told.values(), Path(folder) / MEASURED)

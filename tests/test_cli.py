@@ -12,7 +12,8 @@ import pytest
 from costmodel.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "devices", "new", "collect", "train", "evaluate", "predict", "rank", "tune")
+COMMANDS = ("doctor", "devices", "new", "collect", "import", "train", "update", "evaluate", "predict", "rank", "tune",
+            "replay")  # fmt: skip
 
 
 def costmodel(*arguments, cwd=ROOT, **environment):
@@ -192,3 +193,32 @@ def test_a_collection_killed_with_9_goes_on_and_two_may_run_at_once(tmp_path):
         now = [(m.variant, m.collected_at, m.samples_us) for m in store.measurements()]
     assert now[: len(kept)] == kept
     assert len(now) == len({variant for variant, _, _ in now}) == 60
+
+
+def test_others_records_can_be_evaluated_and_folded_into_the_model(tmp_path):
+    """A Kernel Tuner cache of 96 configs: the commands take it as it is, and the updated model ranks it better."""
+    values = {"block_size_x": [16, 32, 64, 128], "tile_size": [1, 2, 4, 8], "unroll": [0, 1, 2, 4, 8, 16]}
+    entries = {}
+    for x in values["block_size_x"]:
+        for tile in values["tile_size"]:
+            for unroll in values["unroll"]:
+                ms = 1.0 + abs(x - 64) / 16 + abs(tile - 4) + unroll / 8
+                key = f"{x},{tile},{unroll}"
+                entries[key] = {"block_size_x": x, "tile_size": tile, "unroll": unroll, "time": ms, "times": [ms, ms]}
+    cache = tmp_path / "blur__RTX_3090.json"
+    cache.write_text(
+        json.dumps(
+            {"device_name": "NVIDIA GeForce RTX 3090", "kernel_name": "blur", "problem_size": [4096, 4096],
+             "tune_params_keys": list(values), "tune_params": values, "objective": "time", "cache": entries}
+        )
+    )  # fmt: skip
+    before = document(costmodel("evaluate", "--data", cache, "--by", "device", "--json"))["rows"]
+    assert before[0]["group"] == "NVIDIA GeForce RTX 3090"
+    assert before[0]["n"] == 96
+    assert before[0]["mape"] is None  # nothing says what the scale is
+    done = document(costmodel("update", "--data", cache, "--out", tmp_path / "mine", "--json"))
+    assert (done["rows"], done["spaces"]) == (96, 1)
+    after = document(costmodel("evaluate", "--data", cache, "--model", tmp_path / "mine", "--json"))["rows"][0]
+    assert after["spearman"] > 0.95 > before[0]["spearman"]
+    assert after["mape"] < 0.2
+    refused(costmodel("update", "--data", tmp_path / "nowhere.json"), "nowhere.json")

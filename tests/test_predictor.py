@@ -17,7 +17,7 @@ from costmodel.recipe import Recipe, fit
 from costmodel.records import Config, Kernel, Problem, TensorSpec, UserError, Variant
 from costmodel.stats import spearman
 
-TINY = Recipe(members=2, steps=150, reading_steps=5, rows=64, hidden_size=32, layers=2, vocab_size=512)
+TINY = Recipe(members=2, steps=300, reading_steps=5, rows=64, hidden_size=32, layers=2, vocab_size=512)
 SOURCE = """
 extern "C" void run(void* const* buffers, const long long* sizes) {
     for (long long i = 0; i < sizes[0]; i += A) add(buffers, i, B, C);

@@ -118,6 +118,19 @@ def test_the_sibling_table_leads_our_search():
     assert reached[1] < reached[0]
 
 
+def test_metropolis_walks_downhill_and_never_measures_twice():
+    runs = [strategies.metropolis(SPACE, 60, seed).taken for seed in range(8)]
+    for taken in runs:
+        assert len({m.variant for m in taken}) == len(taken) == 60
+    assert strategies.metropolis(SPACE, 60, 3) == strategies.metropolis(SPACE, 60, 3)
+    random = [strategies.random_search(SPACE, 60, seed).taken for seed in range(8)]
+
+    def to_five_percent(searches):
+        return np.median([min(replay.evaluations_to(taken, SPACE.optimum_us, 0.05), 120) for taken in searches])
+
+    assert to_five_percent(runs) < to_five_percent(random)
+
+
 def test_tables_of_nowhere_are_refused_where_they_are_needed():
     for name in ("nearest-table", "mean-rank"):
         with pytest.raises(UserError, match="--store"):
