@@ -236,15 +236,26 @@ class Prediction:
         for i, weight in enumerate(self.weights):
             if weight > 0 and below + weight >= q * (1 - 1e-12):
                 inside = min(1.0, max(0.0, (q - below) / weight))
-                left = self.support_us[i] if i == 0 else (self.support_us[i - 1] + self.support_us[i]) / 2
-                last = i == len(self.support_us) - 1
-                right = self.support_us[i] if last else (self.support_us[i] + self.support_us[i + 1]) / 2
+                left, right = self._cell(i)
                 return left + inside * (right - left)
             below += weight
         return self.support_us[-1]
 
     def probability_below(self, latency_us: float) -> float:
-        return sum(w for x, w in zip(self.support_us, self.weights, strict=True) if x < latency_us)
+        """The CDF that `quantile_us` inverts."""
+        below = 0.0
+        for i, weight in enumerate(self.weights):
+            left, right = self._cell(i)
+            if latency_us <= left:
+                break
+            below += weight if latency_us >= right else weight * (latency_us - left) / (right - left)
+        return below
+
+    def _cell(self, i: int) -> tuple[float, float]:
+        """What a support point stands for: from half way to its left neighbour to half way to its right one."""
+        left = self.support_us[i] if i == 0 else (self.support_us[i - 1] + self.support_us[i]) / 2
+        last = i == len(self.support_us) - 1
+        return left, self.support_us[i] if last else (self.support_us[i] + self.support_us[i + 1]) / 2
 
 
 IsValid = Callable[[Config, Problem, Device], bool]
