@@ -155,7 +155,7 @@ def main():
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3, help="of the trees, the probes and the searches")
     parser.add_argument("--budget", type=int, default=200)

@@ -126,24 +126,6 @@ def _sheet(name: str) -> Device:
         return Device(name, "gpu", "", "", 0, 0.0, (), 0.0, 0)
 
 
-def _checked(source: Source, reader: Callable[[Source], Iterator[Measurement]]) -> Iterator[Measurement]:
-    """The rows; at the end one warning of what was left out, or a UserError where nothing was usable."""
-    usable = 0
-    for row in reader(source):
-        usable += 1
-        yield row
-    reasons = [f"{count} entries whose {why}" for why, count in source.left_out.most_common(3)]
-    if source.is_cut:
-        reasons.append("the end: the file stops inside an entry or before its closing brackets")
-    if not usable:
-        raise UserError(
-            f"got {source.path} with no usable entry ({'; '.join(reasons) or 'it is empty'}), expected at least one; "
-            "check that the record is complete and its times are positive"
-        )
-    if reasons:
-        warnings.warn(f"{source.path.name}: left out {'; '.join(reasons)}", RecordWarning, stacklevel=2)
-
-
 @dataclass(frozen=True)
 class Space:
     """What all entries of a search space share."""
