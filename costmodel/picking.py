@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm
 
 from costmodel.gaussian import MaternProcess
 
@@ -89,14 +89,6 @@ class Picker:
             self._told[index] = log2_us
 
     # -- what is believed -----------------------------------------------------------------------------------------
-
-    def agreement(self) -> float:
-        """Rank correlation of the measured latencies with the mean of the priors; 1 while unknown."""
-        seen = list(self._told)
-        if not len(self._priors) or len(seen) < 4:
-            return 1.0
-        rho = spearmanr(self._priors.mean(axis=0)[seen], list(self._told.values())).statistic
-        return 0.0 if math.isnan(rho) else float(rho)
 
     def prior_weights(self) -> np.ndarray:
         """Non-negative ridge weights of the priors, shrunk towards equal ones by as much as the data are few."""

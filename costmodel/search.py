@@ -114,10 +114,6 @@ class Tuner:
             if (i := self._index.get(m.variant)) is not None:
                 self._picker.tell(i, math.log2(m.latency_us) if m.status == "ok" else None)
 
-    def agreement(self) -> float:
-        """Rank correlation of the measured latencies with the mean of the priors; 1 while unknown."""
-        return self._picker.agreement()
-
     def prior_weights(self) -> np.ndarray:
         """How far each prior is believed, by what was measured."""
         return self._picker.prior_weights()
