@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, get_args
 Scalar = int | float | str | bool
 Params = tuple[tuple[str, Scalar], ...]
 Language = Literal["cpp", "triton", "cuda", "hip", "opencl", "hlo", "operator"]
-Status = Literal["ok", "compile_error", "launch_error", "wrong_result", "timeout", "crash"]
+Status = Literal["ok", "compile_error", "launch_error", "wrong_result", "timeout", "crash", "compiled"]
 
 LANGUAGES: tuple[str, ...] = get_args(Language)
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -166,7 +166,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One variant on one device in one sitting. `samples_us` is non-empty exactly when status is "ok"."""
+    """One variant on one device in one sitting. `samples_us` is non-empty exactly when status is "ok".
+
+    Status "compiled" says that it was built for the device and never run: it carries counters and is no failure.
+    """
 
     variant: Variant
     device: Device
@@ -295,13 +298,33 @@ class SearchSpace:
 
 
 @dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a GPU kernel; a variant is one or several, in order.
+
+    entry: the jit function (Triton), or the kernel's name in the text (CUDA).
+    args: tensors and numbers in the order of the entry's parameters; in CUDA an int is 32 bits wide, a float 32 bits.
+    keywords: Triton's constants and options by name (BLOCK=128, num_warps=4); CUDA has none, its config is macros.
+    block, shared_bytes: CUDA's threads of a block and its dynamic shared memory.
+    """
+
+    entry: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    block: tuple[int, ...] = ()
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """A tunable kernel with everything that is needed to run and to check it.
 
     make_problem: sizes by name -> Problem.           make_inputs: (problem, seed) -> arrays.
     reference: (problem, inputs) -> expected outputs.
     tolerance: largest error allowed, as a share of the largest expected magnitude (integers must be equal).
-    launch: how a candidate is started where the language has no fixed calling convention (Triton); None for C++.
+    launch: (problem, config, inputs, outputs) -> Launches, for Triton and CUDA; it may make scratch tensors on the
+        inputs' device and must not look at their values. None for C++, which has one calling convention.
+    outputs: problem -> what the kernel writes, for Triton and CUDA. Before each start they hold garbage.
     path: what `workloads.load` takes to find it again, as an isolated worker does (FILE, or GENERATOR.py:NUMBER).
     """
 
@@ -313,7 +336,8 @@ class Workload:
     make_inputs: Callable[[Problem, int], tuple[Any, ...]]
     reference: Callable[[Problem, tuple[Any, ...]], tuple[Any, ...]]
     tolerance: float = 1e-4
-    launch: Callable[..., Any] | None = None
+    launch: Callable[..., Sequence[Launch]] | None = None
+    outputs: Callable[[Problem], tuple[TensorSpec, ...]] | None = None
     path: Path = field(default_factory=Path)
 
     def variants(self, problem: Problem, device: Device) -> list[Variant]:

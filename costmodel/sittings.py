@@ -27,9 +27,13 @@ def joined(sittings: Sequence[Measurement]) -> Measurement:
 
     One wrong result condemns a variant. Otherwise the sittings vote, a tie going to failure; if they agree on ok, the
     samples of all ok sittings are pooled in order of time, those in which the machine drifted only where there is no
-    other, and counters are medians.
+    other, and counters are medians. What was only compiled adds its counters to what was run.
     """
     sittings = sorted(sittings, key=lambda sitting: sitting.collected_at)
+    compiled = [sitting for sitting in sittings if sitting.status == "compiled"]
+    sittings = [sitting for sitting in sittings if sitting.status != "compiled"]
+    if not sittings:
+        return compiled[-1]
     wrong = [sitting for sitting in sittings if sitting.status == "wrong_result"]
     fine = [sitting for sitting in sittings if sitting.status == "ok"]
     failed = [sitting for sitting in sittings if sitting.status != "ok"]
@@ -40,7 +44,7 @@ def joined(sittings: Sequence[Measurement]) -> Measurement:
     fine = [sitting for sitting in fine if "drift" not in dict(sitting.counters)] or fine
     last = fine[-1]
     counters: dict[str, list[float]] = defaultdict(list)
-    for sitting in fine:
+    for sitting in fine + compiled[-1:]:
         for name, value in sitting.counters:
             counters[name].append(value)
     return Measurement(

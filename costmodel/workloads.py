@@ -7,15 +7,26 @@ called `kernels` or `collectors` would shadow those of other projects.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from costmodel.records import Config, Kernel, Problem, Scalar, SearchSpace, UserError, Workload
+from costmodel.records import (
+    Config,
+    Kernel,
+    Launch,
+    Problem,
+    Scalar,
+    SearchSpace,
+    TensorSpec,
+    UserError,
+    Workload,
+)
 
 _HERE = Path(__file__).resolve().parent
 SOURCE_SUFFIXES = (".cpp", ".cu")
@@ -81,6 +92,67 @@ def cpp_workload(
     )
 
 
+def gpu_workload(
+    file: str,
+    *,
+    space: SearchSpace,
+    default: Config,
+    make_problem: Callable[..., Problem],
+    problems: Mapping[str, Mapping[str, Scalar]],
+    make_inputs: Callable[[Problem, int], tuple[Any, ...]],
+    outputs: Callable[[Problem], tuple[TensorSpec, ...]],
+    reference: Callable[[Problem, tuple[Any, ...]], tuple[Any, ...]],
+    launch: Callable[..., Sequence[Launch]],
+    tolerance: float = 1e-4,
+) -> Workload:
+    """The Workload of the CUDA text in NAME.cu beside `file` where there is one, else of the Triton functions in it.
+
+    `make_inputs` makes torch tensors on torch's default device, which whoever runs the kernel sets; `reference` takes
+    them there. `launch` is called with tensors of torch's meta device where a variant is only compiled.
+    """
+    path = Path(file).resolve()
+    text_path = path.with_suffix(".cu")
+    cuda = text_path.is_file()
+    source = text_path.read_text() if cuda else triton_source(path.read_text())
+    if not source:
+        raise UserError(f"{path.name} has no @triton.jit function and no {text_path.name} beside it; write one of them")
+    return Workload(
+        kernel=Kernel(path.stem, "cuda" if cuda else "triton", source, space.params),
+        space=space,
+        default=default,
+        problems={name: make_problem(**sizes) for name, sizes in problems.items()},
+        make_problem=make_problem,
+        make_inputs=make_inputs,
+        reference=reference,
+        tolerance=tolerance,
+        launch=launch,
+        outputs=outputs,
+        path=path,
+    )
+
+
+def triton_source(text: str) -> str:
+    """The functions of a Python file that Triton compiles (those under a decorator called jit), with the constants
+    (`NAME = tl.constexpr(...)`) among them, in the file's order. Needs no Triton."""
+    lines = text.splitlines()
+    pieces = []
+    for node in ast.parse(text).body:
+        decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+        jit = any(_last_name(decorator) == "jit" for decorator in decorators)
+        constant = isinstance(node, ast.Assign | ast.AnnAssign) and _last_name(node.value) == "constexpr"
+        if jit or constant:
+            first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+            pieces.append("\n".join(lines[first - 1 : node.end_lineno]))
+    return "\n\n".join(pieces)
+
+
+def _last_name(node: ast.AST | None) -> str:
+    """ "jit" of `triton.jit`, of `jit` and of `triton.jit(noinline=True)`."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
 def form(workload: Workload, name: str, *, space: SearchSpace | None = None, default: Config | None = None) -> Workload:
     """Another source of the same operation: the text in NAME__FORM.cpp, with its own space where it has one."""
     text_path = workload.path.with_name(f"{workload.path.stem}__{name}.cpp")
@@ -92,7 +164,8 @@ def form(workload: Workload, name: str, *, space: SearchSpace | None = None, def
 
 
 def load(name: str | Path) -> Workload:
-    """Load by name ("matmul", "matmul__packed", "loop_nest:17") or by path (NAME.py, NAME.cpp, NAME__FORM.cpp)."""
+    """Load by name ("matmul", "triton/matmul", "matmul__packed", "loop_nest:17"), or by path (NAME.py, NAME.cpp,
+    NAME.cu, NAME__FORM.cpp). A name without its language is C++'s where there is one, then CUDA's, then Triton's."""
     text = str(name)
     if ":" in text:
         stem, _, seed = text.partition(":")
@@ -124,8 +197,9 @@ def _definition(text: str) -> Path:
                 f"{given.name} has no {path.name} beside it; `costmodel new {given.name}` writes one to fill in"
             )
         return path
-    for folder in sorted(shipped("kernels").iterdir()):
-        path = folder / f"{text.partition('__')[0]}.py"
+    language, _, name = text.rpartition("/")
+    for folder in sorted(shipped("kernels").glob(language or "*")):
+        path = folder / f"{name.partition('__')[0]}.py"
         if path.is_file():
             return path
     raise UserError(f"no kernel {text!r}; there are: {', '.join(names())}; or give a file")
@@ -162,7 +236,7 @@ def parse_problem(workload: Workload, text: str | None) -> Problem:
     for name, value in parse_assignments(text).items():
         if name not in sizes:
             raise UserError(f"got size {name!r}, expected one of {', '.join(sizes)}")
-        if not isinstance(value, int) or value < 1:
+        if isinstance(sizes[name], int) and (not isinstance(value, int) or value < 1):
             raise UserError(f"got {name}={value}, expected a positive whole number")
         sizes[name] = value
     return workload.make_problem(**sizes)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "costmodel"
 # A module imports only modules of an earlier row, or of its own.
 LAYERS = [
     ("records",),
-    ("workloads", "devices", "stats", "graph"),
+    ("workloads", "devices", "stats", "graph", "tensors"),
     ("ops", "floor", "published"),
     (
         "measure",
