@@ -101,9 +101,15 @@ def _train_member(
     checkpoints: Path | None,
     alone: bool,
 ) -> tuple[Member, list[TrainSummary]]:
-    """Both stages of one member. `alone`, in a process of its own, it takes one thread; only the first shows a bar."""
+    """Both stages of one member, on a GPU where there is one.
+
+    `alone`, in a process of its own, it takes one thread; only the first shows a bar.
+    """
     if alone:
         torch.set_num_threads(1)
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    member.backbone.to(place)  # type: ignore[arg-type]
+    member.head.to(place)
     folder = checkpoints / f"member-{number}" if checkpoints else None
     seed, quiet = recipe.seed + number, alone and number > 0
     summaries = []
@@ -113,6 +119,8 @@ def _train_member(
     if recipe.steps:
         config = TrainConfig(steps=recipe.steps, rows=recipe.rows, seed=seed)
         summaries.append(train(groups, config, members=[member], checkpoints=folder, quiet=quiet))
+    member.backbone.cpu()
+    member.head.cpu()
     return member, summaries
 
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -130,7 +131,8 @@ def train(
     checkpoints: Path | None = None,
     quiet: bool = False,
 ) -> TrainSummary:
-    """Trains every member in place: on groups (objective "latency"), or on texts as token ids ("next-token").
+    """Trains every member in place and where it is, on the CPU or a GPU: on groups (objective "latency"), or on texts
+    as token ids ("next-token").
 
     With `checkpoints`, a folder, each member is saved every `checkpoint_steps`, and a member found there goes on from
     where it was; it must have been written by the same config on the same examples.
@@ -157,12 +159,19 @@ def train(
                 f"{config.objective} member {index + 1}/{len(members)}", total=config.steps, loss=""
             )
             report = lambda step, loss, task=task: progress.update(task, completed=step, loss=f"loss {loss:.3f}")  # noqa: E731
-            begun, seen, terms = _train_member(member, index, draw, config, path, identity, report)
+            with _on(next(member.backbone.parameters()).device):
+                begun, seen, terms = _train_member(member, index, draw, config, path, identity, report)
             done.append(begun)
             samples += seen
             losses.append(terms)
     seconds = time.perf_counter() - started
     return TrainSummary(config.objective, len(members), config.steps, samples, seconds, tuple(done), tuple(losses))
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """What is drawn for a step is made on this device. On a CPU, where that is so anyway, the context would only cost
+    time at every call of torch."""
+    return nullcontext() if device.type == "cpu" else device
 
 
 def _train_member(

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen3C
 
 from costmodel.model import checkpoint, decode, decoder
 from costmodel.model.heads import DigitHead, GridHead, Targets, hl_gauss, rank_loss
-from costmodel.model.two_part import _TwoFlashes, one_softmax
 from costmodel.records import UserError
 from costmodel.tokens import P10, LogGrid, TextTokenizer
 
@@ -93,19 +92,6 @@ def test_branches_equal_whole_sequences(name):
         paths = [[*paths[parent], token] for parent, token in zip(parents, tokens, strict=True)]
         origin, hidden = decoder.branch(backbone, origin, torch.tensor(parents), embed(torch.tensor(tokens)))
         assert (hidden - naive(backbone, prefix_ids, paths)).abs().max() <= 1e-5
-
-
-def test_quick_attention_equals_its_definition():
-    g = torch.Generator().manual_seed(0)
-    shapes = [(5, 2, 3, 8), (5, 2, 3, 8), (5, 2, 3, 8), (2, 11, 8), (2, 11, 8)]
-    args = [torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    mask = torch.ones(3, 3, dtype=torch.bool).tril()
-    want = one_softmax(*args, mask, 0.3)
-    got = _TwoFlashes.apply(*args, 0.3)
-    upstream = torch.randn(got.shape, generator=g, dtype=torch.float64)
-    assert (got - want).abs().max() < 1e-12
-    for a, b in zip(torch.autograd.grad(got, args, upstream), torch.autograd.grad(want, args, upstream), strict=True):
-        assert (a - b).abs().max() < 1e-12
 
 
 def test_autocast_stays_near_float32():
