@@ -1,7 +1,10 @@
 """What every test gets."""
 
 import ctypes
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +19,25 @@ def restored_float_mode():
     if sys.platform == "linux":
         default_environment = ctypes.c_void_p(-1)  # FE_DFL_ENV of glibc
         assert ctypes.CDLL("libm.so.6").fesetenv(default_environment) == 0
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    """(kernel, sizes, config) -> errors, in one process that interprets."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("interpreted.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(kernel: str, sizes: dict, config: dict) -> list[float]:
+        process.stdin.write(json.dumps({"kernel": kernel, "sizes": sizes, "config": config}) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        assert "failed" not in answer, answer["failed"]
+        return answer["errors"]
+
+    yield ask
+    process.stdin.close()
+    process.wait()

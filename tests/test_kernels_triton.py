@@ -1,10 +1,5 @@
 """Every shipped Triton kernel: its space, its answers under Triton's interpreter, and that it compiles."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from costmodel import devices, workloads
@@ -23,28 +18,6 @@ TINY: dict[str, list[tuple[dict, dict]]] = {
     ],
 }
 CASES = [(name, i) for name, cases in TINY.items() for i in range(len(cases))]
-
-
-@pytest.fixture(scope="session")
-def interpret():
-    """(kernel, sizes, config) -> errors, in one process that interprets."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("interpreted.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def ask(kernel: str, sizes: dict, config: dict) -> list[float]:
-        process.stdin.write(json.dumps({"kernel": f"triton/{kernel}", "sizes": sizes, "config": config}) + "\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        assert "failed" not in answer, answer["failed"]
-        return answer["errors"]
-
-    yield ask
-    process.stdin.close()
-    process.wait()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,4 +56,4 @@ def test_every_kernel_is_interpreted():
 def test_the_interpreted_kernel_agrees_with_its_reference(name, case, interpret):
     sizes, config = TINY[name][case]
     tolerance = workloads.load(f"triton/{name}").tolerance
-    assert max(interpret(name, sizes, config)) <= tolerance
+    assert max(interpret(f"triton/{name}", sizes, config)) <= tolerance

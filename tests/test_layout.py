@@ -52,7 +52,7 @@ TORCH_FREE = (
 
 
 def modules():
-    return sorted(path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts and path.name != "__init__.py")
+    return sorted(path for path in PACKAGE.rglob("*.py") if not {"_data", "templates"} & set(path.parts) and path.name != "__init__.py")
 
 
 def room(path: Path) -> str:

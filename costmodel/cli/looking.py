@@ -61,8 +61,8 @@ def list_devices(as_json: Json = False) -> None:
     print_devices(rows)
 
 
-def new(file: Annotated[Path, typer.Argument(help="The kernel to write: NAME.cpp.")]) -> None:
-    """Write NAME.cpp and NAME.py to fill in: a small kernel that already runs, with its search space.
+def new(file: Annotated[Path, typer.Argument(help="The kernel to write: NAME.cpp, NAME.cu or NAME.py.")]) -> None:
+    """Write a small kernel that already runs, with its search space, to fill in: C++, CUDA, or Triton (NAME.py).
 
     Example: costmodel new axpy.cpp
     """
