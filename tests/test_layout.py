@@ -52,7 +52,9 @@ TORCH_FREE = (
 
 
 def modules():
-    return sorted(path for path in PACKAGE.rglob("*.py") if not {"_data", "templates"} & set(path.parts) and path.name != "__init__.py")
+    plain = ("_data", "templates")  # no modules of the package: what a wheel carries, and what `costmodel new` copies
+    found = (path for path in PACKAGE.rglob("*.py") if not set(plain) & set(path.parts))
+    return sorted(path for path in found if path.name != "__init__.py")
 
 
 def room(path: Path) -> str:

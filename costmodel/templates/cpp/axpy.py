@@ -38,7 +38,7 @@ WORKLOAD = cpp_workload(
     ),
     default=Config.of(CHUNK=1024, UNROLL=1, OPT=2, VECTOR_BITS=256, THREADS=1),
     make_problem=make_problem,
-    problems={"large": dict(n=4_000_000), "small": dict(n=100_003)},
+    problems={"large": {"n": 4_000_000}, "small": {"n": 100_003}},
     make_inputs=make_inputs,
     reference=reference,
     tolerance=1e-5,

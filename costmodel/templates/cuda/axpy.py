@@ -36,7 +36,7 @@ WORKLOAD = gpu_workload(
     space=SearchSpace.of(THREADS=[64, 128, 256, 512, 1024], PER_THREAD=[1, 2, 4, 8], WIDTH=[1, 2, 4]),
     default=Config.of(THREADS=256, PER_THREAD=1, WIDTH=1),
     make_problem=make_problem,
-    problems={"large": dict(n=40_000_000), "small": dict(n=1_000_003)},
+    problems={"large": {"n": 40_000_000}, "small": {"n": 1_000_003}},
     make_inputs=make_inputs,
     outputs=outputs,
     reference=reference,

@@ -48,7 +48,7 @@ WORKLOAD = gpu_workload(
     space=SearchSpace.of(BLOCK=[256, 512, 1024, 2048, 4096], STEPS=[1, 2, 4], num_warps=[1, 2, 4, 8]),
     default=Config.of(BLOCK=1024, STEPS=1, num_warps=4),
     make_problem=make_problem,
-    problems={"large": dict(n=40_000_000), "small": dict(n=1_000_003)},
+    problems={"large": {"n": 40_000_000}, "small": {"n": 1_000_003}},
     make_inputs=make_inputs,
     outputs=outputs,
     reference=reference,
