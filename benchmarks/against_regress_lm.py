@@ -48,9 +48,10 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
 
+from costmodel.codecs import P10, LogGrid  # noqa: E402
 from costmodel.model import decoder  # noqa: E402
 from costmodel.model.heads import DigitHead, GridHead, Targets  # noqa: E402
-from costmodel.tokens import P10, LogGrid, TextTokenizer  # noqa: E402
+from costmodel.tokens import TextTokenizer  # noqa: E402
 from costmodel.train import TrainConfig, make_optimizers  # noqa: E402
 
 try:

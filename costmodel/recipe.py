@@ -15,6 +15,7 @@ import torch
 from joblib import Parallel, delayed
 
 from costmodel import dataset
+from costmodel.codecs import LogGrid
 from costmodel.familiarity import Familiarity
 from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
@@ -22,7 +23,7 @@ from costmodel.model.heads import GridHead
 from costmodel.predictor import PREFIX_BUDGET, NeuralCostModel
 from costmodel.records import Device, Kernel, Measurement, UserError
 from costmodel.serialize import canonical_source, device_text, prompt, reference_us, vendor_only
-from costmodel.tokens import LogGrid, TextTokenizer
+from costmodel.tokens import TextTokenizer
 from costmodel.train import Group, TrainConfig, TrainSummary, fresh_members, train
 
 SPELLED_SETTINGS = 0.5  # share of a group's settings that are written out in the wording that spells

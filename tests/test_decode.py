@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from costmodel.codecs import P10
 from costmodel.model import decode, decoder
 from costmodel.model.heads import DigitHead
-from costmodel.tokens import P10
 
 torch.set_num_threads(1)
 

@@ -23,6 +23,7 @@ LAYERS = [
         "sittings",
         "serialize",
         "tokens",
+        "codecs",
         "features",
         "gaussian",
         "familiarity",

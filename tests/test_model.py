@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen3Config
 
+from costmodel.codecs import P10, LogGrid
 from costmodel.model import checkpoint, decode, decoder
 from costmodel.model.heads import DigitHead, GridHead, Targets, hl_gauss, rank_loss
 from costmodel.records import UserError
-from costmodel.tokens import P10, LogGrid, TextTokenizer
+from costmodel.tokens import TextTokenizer
 
 torch.set_num_threads(1)
 
@@ -171,7 +172,7 @@ def all_strings(codec):
 def brute_force(backbone, head, prefix_ids, suffix):
     """Log-probability of every positive number and of failure, one whole sequence at a time; renormalised."""
     base = backbone.get_input_embeddings()(torch.cat([prefix_ids, torch.tensor(suffix)]))
-    strings = [*all_strings(head.codec), head.codec.encode_failed()]
+    strings = [*all_strings(head.codec), head.codec.encode_special("failed")]
     logs = []
     for string in strings:
         embeddings = torch.cat([base, head.tokens(torch.tensor(string[:-1]))])

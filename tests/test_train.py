@@ -10,10 +10,10 @@ import torch
 from scipy.stats import spearmanr
 
 from costmodel import train as training
+from costmodel.codecs import P10, LogGrid
 from costmodel.model import checkpoint, decoder
 from costmodel.model.heads import DigitHead, GridHead
 from costmodel.records import UserError
-from costmodel.tokens import P10, LogGrid
 from costmodel.train import Group, TrainConfig, fresh_members, train
 
 torch.set_num_threads(1)

@@ -28,10 +28,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from costmodel.codecs import P10, LogGrid
 from costmodel.model.decoder import prepare
 from costmodel.model.heads import DigitHead, GridHead, Head
 from costmodel.records import UserError
-from costmodel.tokens import P10, LogGrid, TextTokenizer
+from costmodel.tokens import TextTokenizer
 
 FORMAT = 1  # 1: the first
 Tensors = dict[str, Tensor]

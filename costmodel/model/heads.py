@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from costmodel.codecs import LogGrid, NumberCodec, Repeated
 from costmodel.model import decode
 from costmodel.model.decoder import PrefixCache, encode_suffixes, extend, suffix_states
-from costmodel.tokens import LogGrid, NumberCodec
 
 RANK_WEIGHT = 0.5
 RANK_TEMPERATURE = 0.25  # log2 units
@@ -110,7 +110,8 @@ class GridHead(nn.Module):
 
 
 class DigitHead(nn.Module):
-    """The slowdown 2**z written as number tokens by the same backbone, after the suffix, under the codec's grammar.
+    """The slowdown 2**z, or z itself, written as the codec's tokens by the same backbone, after the suffix, under its
+    grammar.
 
     The number tokens have embeddings of their own, tied to the readout, so the text vocabulary stays as it is.
     """
@@ -121,13 +122,8 @@ class DigitHead(nn.Module):
         self.tokens = nn.Embedding(len(codec.vocabulary), hidden_size)
         nn.init.normal_(self.tokens.weight, std=0.02)
         legal = torch.as_tensor(codec.mask).clone()
-        for impossible in (-1.0, 0.0):  # a slowdown is positive: close the way to other numbers where it leaves
-            state = 0
-            for token, other in zip(codec.encode(1.0), codec.encode(impossible), strict=True):
-                if token != other:
-                    legal[state, other] = False
-                    break
-                state = int(codec.next_state[state, token])
+        if codec.domain == "linear":
+            _close_ways_to_what_is_no_slowdown(codec, legal)
         forced, state = [], 0
         while len(ways := [token for token in legal[state].nonzero()[:, 0].tolist() if token != codec.failed]) == 1:
             forced.append(ways[0])
@@ -206,7 +202,7 @@ class DigitHead(nn.Module):
         """Token strings (M, num_tokens) and the grammar's state before each token (M, num_tokens)."""
         failure = [self.codec.failed] * self.codec.num_tokens
         rows = [
-            failure if bad else self.codec.encode(2.0**value)
+            failure if bad else self.codec.encode(2.0**value if self.codec.domain == "linear" else value)
             for value, bad in zip(z.tolist(), failed.tolist(), strict=True)
         ]
         strings = torch.tensor(rows)
@@ -216,10 +212,26 @@ class DigitHead(nn.Module):
         return strings, torch.stack(states, -1)
 
     def _values(self, strings: Tensor) -> Tensor:
-        return torch.tensor([self.codec.decode(s) for s in strings.tolist()], dtype=torch.float64).log2()
+        values = torch.tensor([self.codec.decode(s) for s in strings.tolist()], dtype=torch.float64)
+        return values.log2() if self.codec.domain == "linear" else values
 
 
 Head = GridHead | DigitHead
+
+
+def _close_ways_to_what_is_no_slowdown(codec: NumberCodec, legal: Tensor) -> None:
+    """A slowdown is positive: of `legal` (states, V), close the tokens at which negative numbers and zero part from it.
+
+    A number written several times is closed in each copy.
+    """
+    length = codec.codec.num_tokens if isinstance(codec, Repeated) else codec.num_tokens
+    for impossible in (-1.0, 0.0):
+        state, together = 0, True
+        for i, (token, other) in enumerate(zip(codec.encode(1.0), codec.encode(impossible), strict=True)):
+            together = together or i % length == 0
+            if together and token != other:
+                legal[state, other] = together = False
+            state = int(codec.next_state[state, token])
 
 
 def _mean(x: Tensor) -> Tensor:

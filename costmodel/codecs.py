@@ -1,0 +1,608 @@
+"""Numbers to tokens and back: each codec is a class with its grammar, and each value it can write has one string.
+
+A number is a string of exactly `num_tokens` tokens of a small vocabulary of its own. A table says which token may
+follow (`mask`, `next_state`), so that a batch is constrained on the device without a Python call per sample. Digits:
+`P10` (after OmniPred, arXiv 2402.14547), `IEEE`, `Normalized` (both after Decoding-based Regression, arXiv 2501.19383)
+and `FixedPoint`. One token: `LogGrid`, `LinearGrid`, `QuantileGrid`. `Repeated` writes a number several times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from costmodel.records import UserError
+
+Domain = Literal["linear", "log2"]  # what a codec writes: a number as it is, or its base-2 logarithm
+FAILED, UNMEASURED = "failed", "unmeasured"
+State = Any  # of a grammar, by whatever names it best: hashable
+
+
+class NumberCodec(Protocol):
+    """Numbers as token strings of one length, and the grammar that leaves one string per value."""
+
+    domain: Domain
+    vocabulary: tuple[str, ...]
+    num_tokens: int  # tokens per number
+    specials: dict[str, int]  # ids of what is no number, "failed" among them; num_tokens of one say it
+    mask: np.ndarray  # bool (states, vocabulary): may this token come next? State 0 begins a number
+    next_state: np.ndarray  # int64 (states, vocabulary); -1 where the mask is False
+
+    @property
+    def failed(self) -> int:
+        """The id that says "this candidate did not run"."""
+        ...
+
+    def encode(self, value: float) -> list[int]: ...
+
+    def encode_special(self, name: str) -> list[int]: ...
+
+    def special(self, ids: Sequence[int]) -> str | None: ...
+
+    def decode(self, ids: Sequence[int]) -> float:
+        """NaN for what is no number; ValueError for a string that the grammar does not allow."""
+        ...
+
+    def allowed_next(self, prefix: Sequence[int]) -> tuple[int, ...]:
+        """Ids that may follow, in ascending order; none after a whole number."""
+        ...
+
+
+class _Grammar:
+    """A table of states, as mask and transitions over a vocabulary; the last state is the end.
+
+    `specials` are what is said in place of a number: "failed", and "unmeasured" where a codec is made with it.
+    """
+
+    domain: Domain = "linear"
+    vocabulary: tuple[str, ...]
+    num_tokens: int
+    mask: np.ndarray
+    next_state: np.ndarray
+    specials: dict[str, int]
+
+    def _tabulate(
+        self,
+        words: Sequence[str],
+        num_tokens: int,
+        specials: Sequence[str],
+        follow: Callable[[State], Iterable[tuple[int, State]]],
+    ) -> None:
+        """`follow`: a state -> (token, the state after it); it begins with "start", and a number ends at "end"."""
+        if FAILED not in specials or set(specials) - {FAILED, UNMEASURED}:
+            raise UserError(f"got specials {list(specials)}, expected {FAILED} and at most {UNMEASURED} beside it")
+        self.vocabulary = (*words, *(f"<{name}>" for name in specials))
+        self.num_tokens = num_tokens
+        self.specials = {name: len(words) + i for i, name in enumerate(specials)}
+        transitions: list[tuple[State, int, State]] = []
+        number: dict[State, int] = {"start": 0}
+        waiting: list[State] = ["start"]
+        while waiting:
+            state = waiting.pop(0)
+            steps = list(self._special_steps(state)) if isinstance(state, _Special) else list(follow(state))
+            if state == "start":
+                steps += self._special_steps(None)
+            for token, after in steps:
+                transitions.append((state, token, after))
+                if after != "end" and after not in number:
+                    number[after] = len(number)
+                    waiting.append(after)
+        number["end"] = len(number)
+        self.next_state = np.full((len(number), len(self.vocabulary)), -1, dtype=np.int64)
+        for state, token, after in transitions:
+            self.next_state[number[state], token] = number[after]
+        self.mask = self.next_state >= 0
+
+    def _special_steps(self, state: _Special | None) -> Iterable[tuple[int, State]]:
+        for token in [state.token] if state else self.specials.values():
+            told = state.told + 1 if state else 1
+            yield token, _Special(token, told) if told < self.num_tokens else "end"
+
+    @property
+    def failed(self) -> int:
+        return self.specials[FAILED]
+
+    def allowed_next(self, prefix: Sequence[int]) -> tuple[int, ...]:
+        return tuple(map(int, np.flatnonzero(self.mask[self._state(prefix)])))
+
+    def encode_special(self, name: str) -> list[int]:
+        """What stands for no number: "failed" (it did not compile, crashed, timed out or answered wrongly)."""
+        if name not in self.specials:
+            raise UserError(f"got special {name!r}, expected one of {', '.join(self.specials)}")
+        return [self.specials[name]] * self.num_tokens
+
+    def special(self, ids: Sequence[int]) -> str | None:
+        """Which special a whole string is; None for a number."""
+        self._check_whole(ids)
+        return next((name for name, token in self.specials.items() if token == ids[0]), None)
+
+    def _state(self, prefix: Sequence[int]) -> int:
+        state = 0
+        for token in prefix:
+            if not 0 <= token < len(self.vocabulary) or not self.mask[state, token]:
+                raise ValueError(f"got tokens {list(prefix)}, which this grammar does not allow")
+            state = int(self.next_state[state, token])
+        return state
+
+    def _check_whole(self, ids: Sequence[int]) -> None:
+        self._state(ids)
+        if len(ids) != self.num_tokens:
+            raise ValueError(f"got {len(ids)} tokens, expected {self.num_tokens}")
+
+
+class _Special:
+    """So many times a special token was told; equal by value, and apart from a codec's own states."""
+
+    def __init__(self, token: int, told: int) -> None:
+        self.token, self.told = token, told
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Special) and (self.token, self.told) == (other.token, other.told)
+
+    def __hash__(self) -> int:
+        return hash((self.token, self.told))
+
+
+def _check_number(value: float, *, signed_zero: bool = False) -> None:
+    if not math.isfinite(value) or (signed_zero and value == 0 and math.copysign(1, value) < 0):
+        also = ", not -0.0" if signed_zero else ""
+        raise ValueError(f"got {value}, expected a finite number{also} (a failure is encode_special('failed'))")
+
+
+# --------------------------------------------------------------------------------------------------------------- grids
+
+
+class _Grid(_Grammar):
+    """One token: the bin between two of `edges` (float64 (bins + 1,)); it decodes to its middle, `centres`.
+
+    Values beyond the ends take the end bin, and `clips` says so. Token id `bins` is `failed`.
+    """
+
+    edges: np.ndarray
+    centres: np.ndarray
+
+    def _build(self, edges: np.ndarray, specials: Sequence[str]) -> None:
+        self.edges = np.asarray(edges, dtype=np.float64)
+        if self.edges.ndim != 1 or len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
+            raise UserError(f"got edges {edges}, expected two or more in ascending order")
+        self.low, self.high = float(self.edges[0]), float(self.edges[-1])
+        self.bins = len(self.edges) - 1
+        self.width = (self.high - self.low) / self.bins  # of a bin, on average
+        self.centres = (self.edges[1:] + self.edges[:-1]) / 2
+        words = [f"<b:{centre:.6g}>" for centre in self.centres]
+        self._tabulate(words, 1, specials, lambda state: ((token, "end") for token in range(self.bins)))
+
+    def clips(self, value: float) -> bool:
+        """Is the value beyond the grid, so that its token is off by more than half a bin?"""
+        return not self.low <= value <= self.high
+
+    def encode(self, value: float) -> list[int]:
+        _check_number(value)
+        return [min(self.bins - 1, max(0, int(np.searchsorted(self.edges, value, side="right")) - 1))]
+
+    def decode(self, ids: Sequence[int]) -> float:
+        return math.nan if self.special(ids) else float(self.centres[ids[0]])
+
+
+class LinearGrid(_Grid):
+    """Even bins over a number.
+
+    >>> grid = LinearGrid(low=0.0, high=10.0, bins=5)
+    >>> grid.encode(3.9), grid.decode([1])
+    ([1], 3.0)
+    """
+
+    def __init__(self, *, low: float, high: float, bins: int = 256, specials: Sequence[str] = (FAILED,)) -> None:
+        if not (low < high and bins >= 1):
+            raise UserError(f"got low={low}, high={high}, bins={bins}, expected low < high and bins >= 1")
+        self._build(low + (high - low) / bins * np.arange(bins + 1), specials)
+
+
+class LogGrid(LinearGrid):
+    """Even bins over log2 of a slowdown, the default of the shipped model.
+
+    >>> grid = LogGrid()
+    >>> grid.encode(0.0), grid.decode([77])
+    ([76], 0.0546875)
+    """
+
+    domain: Domain = "log2"
+
+    def __init__(
+        self, *, low: float = -6.0, high: float = 14.0, bins: int = 256, specials: Sequence[str] = (FAILED,)
+    ) -> None:
+        super().__init__(low=low, high=high, bins=bins, specials=specials)
+
+
+class QuantileGrid(_Grid):
+    """Bins that hold equal shares of the values it was fitted on, over log2 of a slowdown.
+
+    >>> grid = QuantileGrid.fit([0.0, 1.0, 2.0, 3.0, 10.0, 20.0], bins=3)
+    >>> [round(edge, 2) for edge in grid.edges.tolist()], grid.encode(2.5)
+    ([0.0, 1.67, 5.33, 20.0], [1])
+    """
+
+    domain: Domain = "log2"
+
+    def __init__(self, *, edges: Sequence[float], specials: Sequence[str] = (FAILED,)) -> None:
+        self._build(np.asarray(edges), specials)
+
+    @classmethod
+    def fit(cls, values: Sequence[float], *, bins: int = 256) -> QuantileGrid:
+        """At most `bins` bins: where many values are equal, some would be empty and are left out."""
+        edges = np.unique(np.quantile(np.asarray(values, dtype=np.float64), np.linspace(0, 1, bins + 1)))
+        return cls(edges=edges.tolist())
+
+
+# -------------------------------------------------------------------------------------------------------------- digits
+
+
+class P10(_Grammar):
+    """Sign, mantissa digits, exponent of ten: `+ 1 2 3 4 E-3` is 1234 * 10**-3 (after OmniPred, arXiv 2402.14547).
+
+    Worked example with 4 digits: 0.98765 is 9.877e-1 (half to even on the exact binary value, which lies a little above
+    the tie), written as the integer 9877 and the exponent -1 - 3 = -4; 1234.5 is a tie and goes to the even 1234:
+
+        >>> codec = P10()
+        >>> [codec.vocabulary[i] for i in codec.encode(0.98765)]
+        ['+', '9', '8', '7', '7', 'E-4']
+        >>> codec.decode(codec.encode(0.98765)), codec.decode(codec.encode(1234.5))
+        (0.9877, 1234.0)
+
+    Layouts: "default"; "merged", the mantissa as one token (`+ 9877 E-4`); "exponent_first" (`+ E-4 9 8 7 7`). The
+    first digit is zero for zero alone, and zero has the exponent 0 alone, so each value has one string. Magnitudes that
+    would need an exponent below the lowest are 0; above the highest they take the largest number. -0.0, NaN and
+    infinities raise ValueError. `failed` stands for a candidate that did not run and is repeated to full length.
+    """
+
+    LAYOUTS = ("default", "merged", "exponent_first")
+
+    def __init__(
+        self,
+        *,
+        mantissa_digits: int = 4,
+        min_exponent: int = -10,
+        max_exponent: int = 10,
+        layout: str = "default",
+        specials: Sequence[str] = (FAILED,),
+    ) -> None:
+        if mantissa_digits < 1 or not min_exponent <= 0 <= max_exponent:
+            raise UserError(
+                f"got mantissa_digits={mantissa_digits}, exponents {min_exponent}..{max_exponent}, "
+                "expected at least one digit and a range that holds 0"
+            )
+        if layout not in self.LAYOUTS:
+            raise UserError(f"got layout={layout!r}, expected one of {', '.join(self.LAYOUTS)}")
+        self.mantissa_digits, self.min_exponent, self.max_exponent = mantissa_digits, min_exponent, max_exponent
+        self.layout = layout
+        whole = range(10 ** (mantissa_digits - 1), 10**mantissa_digits)
+        mantissas = ["0" * mantissa_digits, *map(str, whole)] if layout == "merged" else list(map(str, range(10)))
+        exponents = [f"E{e}" for e in range(min_exponent, max_exponent + 1)]
+        self._first_exponent = 2 + len(mantissas)
+        length = 3 if layout == "merged" else mantissa_digits + 2
+        self._tabulate(["+", "-", *mantissas, *exponents], length, specials, self._follow)
+
+    def encode(self, value: float) -> list[int]:
+        _check_number(value, signed_zero=True)
+        # The format rounds half to even on the exact binary value.
+        mantissa, _, power = f"{abs(value):.{self.mantissa_digits - 1}e}".partition("e")
+        digits = mantissa.replace(".", "")
+        exponent = int(power) - (self.mantissa_digits - 1)
+        if value == 0 or exponent < self.min_exponent:
+            return self._string("+", "0" * self.mantissa_digits, 0)
+        if exponent > self.max_exponent:
+            digits, exponent = "9" * self.mantissa_digits, self.max_exponent
+        return self._string("-" if value < 0 else "+", digits, exponent)
+
+    def _string(self, sign: str, digits: str, exponent: int) -> list[int]:
+        if self.layout == "merged":
+            mantissa = [2 + max(0, int(digits) - 10 ** (self.mantissa_digits - 1) + 1)]
+        else:
+            mantissa = [2 + int(digit) for digit in digits]
+        parts = [[self._exponent(exponent)], mantissa]
+        first, second = parts if self.layout == "exponent_first" else parts[::-1]
+        return ["+-".index(sign), *first, *second]
+
+    def decode(self, ids: Sequence[int]) -> float:
+        if self.special(ids):
+            return math.nan
+        sign, *rest = (self.vocabulary[i] for i in ids)
+        exponent = rest.pop(0 if self.layout == "exponent_first" else -1)
+        return float(f"{sign}{''.join(rest)}{exponent}")
+
+    def _exponent(self, exponent: int) -> int:
+        return self._first_exponent + exponent - self.min_exponent
+
+    def _follow(self, state: State) -> Iterable[tuple[int, State]]:
+        """States: "start"; ("sign", is it a plus); then, behind k digits, ("number" | "zero", k); "exponent" states."""
+        if state == "start":
+            yield from ((0, ("sign", True)), (1, ("sign", False)))
+            return
+        kind, told = state
+        exponents = range(self.min_exponent, self.max_exponent + 1)
+        if kind == "sign" and self.layout == "exponent_first":
+            yield from ((self._exponent(e), ("digits", bool(told) and e == 0)) for e in exponents)
+        elif kind in ("sign", "digits"):  # the mantissa begins; `told` says whether it may be zero
+            if told:
+                yield 2, self._after("zero", 1)
+            others = self._first_exponent - 2 if self.layout == "merged" else 10
+            yield from ((2 + i, self._after("number", 1)) for i in range(1, others))
+        elif self.layout != "exponent_first" and told == self._mantissa_tokens:
+            yield from ((self._exponent(e), "end") for e in (exponents if kind == "number" else (0,)))
+        else:
+            yield from ((2 + i, self._after(kind, told + 1)) for i in range(10 if kind == "number" else 1))
+
+    @property
+    def _mantissa_tokens(self) -> int:
+        return 1 if self.layout == "merged" else self.mantissa_digits
+
+    def _after(self, kind: str, told: int) -> State:
+        ends = self.layout == "exponent_first" and told == self._mantissa_tokens
+        return "end" if ends else (kind, told)
+
+
+class IEEE(_Grammar):
+    """Sign, the exponent's sign and digits, mantissa digits, in any base: m0.m1m2... * base**exponent.
+
+        >>> codec = IEEE(base=10, exponent_digits=1, mantissa_digits=3)
+        >>> [codec.vocabulary[i] for i in codec.encode(-0.0123)]
+        ['-', '-', '2', '1', '2', '3']
+        >>> binary = IEEE(base=2, exponent_digits=3, mantissa_digits=4)
+        >>> binary.decode(binary.encode(0.3))  # 1.001 * 2**-2
+        0.3125
+
+    Rounds half to even on the exact value. The first digit is zero for zero alone and an exponent of 0 has a plus, so
+    each value has one string. Magnitudes below the lowest exponent are 0, above the highest the largest number.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: int = 10,
+        exponent_digits: int = 1,
+        mantissa_digits: int = 4,
+        specials: Sequence[str] = (FAILED,),
+    ) -> None:
+        if base < 2 or exponent_digits < 1 or mantissa_digits < 1:
+            raise UserError(
+                f"got base={base}, exponent_digits={exponent_digits}, mantissa_digits={mantissa_digits}, "
+                "expected a base of at least 2 and at least one digit of each"
+            )
+        self.base, self.exponent_digits, self.mantissa_digits = base, exponent_digits, mantissa_digits
+        self.max_exponent = base**exponent_digits - 1
+        length = 2 + exponent_digits + mantissa_digits
+        self._tabulate(["+", "-", *map(str, range(base))], length, specials, self._follow)
+
+    def encode(self, value: float) -> list[int]:
+        _check_number(value, signed_zero=True)
+        exact, places = abs(Fraction(value)), self.mantissa_digits - 1
+        exponent = _exponent_of(exact, self.base) if exact else 0
+        mantissa = round(exact / Fraction(self.base) ** (exponent - places))
+        if mantissa == self.base**self.mantissa_digits:  # rounded up through the carry
+            mantissa, exponent = mantissa // self.base, exponent + 1
+        if exponent < -self.max_exponent or not exact:
+            return self._string(False, 0, 0)
+        if exponent > self.max_exponent:
+            mantissa, exponent = self.base**self.mantissa_digits - 1, self.max_exponent
+        return self._string(value < 0, exponent, mantissa)
+
+    def _string(self, negative: bool, exponent: int, mantissa: int) -> list[int]:
+        digits = [*_digits(abs(exponent), self.base, self.exponent_digits),
+                  *_digits(mantissa, self.base, self.mantissa_digits)]  # fmt: skip
+        return [int(negative), int(exponent < 0), *(2 + digit for digit in digits)]
+
+    def decode(self, ids: Sequence[int]) -> float:
+        if self.special(ids):
+            return math.nan
+        digits = [token - 2 for token in ids[2:]]
+        exponent = _number(digits[: self.exponent_digits], self.base) * (-1 if ids[1] else 1)
+        exact = _number(digits[self.exponent_digits :], self.base) * Fraction(self.base) ** (
+            exponent - self.mantissa_digits + 1
+        )
+        return float(-exact if ids[0] else exact)
+
+    def _follow(self, state: State) -> Iterable[tuple[int, State]]:
+        """States: ("exponent", digits told, may the number be zero, is the exponent negative, is it 0 so far) and
+        ("number" | "zero", digits told)."""
+        if state == "start":
+            yield from ((sign, ("sign", sign == 0)) for sign in (0, 1))
+            return
+        kind, *rest = state
+        if kind == "sign":
+            yield 0, ("exponent", 0, rest[0], False, True)
+            yield 1, ("exponent", 0, False, True, True)
+        elif kind == "exponent":
+            told, may_be_zero, negative, nothing = rest
+            last = told + 1 == self.exponent_digits
+            for digit in range(self.base):
+                still = nothing and digit == 0
+                if last and negative and still:
+                    continue  # -0 is +0
+                zero = may_be_zero and still
+                yield 2 + digit, ("mantissa", zero) if last else ("exponent", told + 1, zero, negative, still)
+        elif kind == "mantissa":
+            if rest[0]:
+                yield 2, self._after("zero", 1)
+            yield from ((2 + digit, self._after("number", 1)) for digit in range(1, self.base))
+        else:
+            digits = range(self.base if kind == "number" else 1)
+            yield from ((2 + digit, self._after(kind, rest[0] + 1)) for digit in digits)
+
+    def _after(self, kind: str, told: int) -> State:
+        return "end" if told == self.mantissa_digits else (kind, told)
+
+
+class Normalized(_Grammar):
+    """Digits of (value - low) / (high - low) in a base: a tree of bins over a range, decoded to the bin's middle.
+
+        >>> codec = Normalized(low=0.0, high=8.0, base=2, digits=3)
+        >>> codec.encode(5.2), codec.decode([1, 0, 1])
+        ([1, 0, 1], 5.5)
+
+    Values beyond the range take the end bin, and `clips` says so. After Decoding-based Regression (arXiv 2501.19383).
+    """
+
+    domain: Domain = "log2"
+
+    def __init__(
+        self, *, low: float, high: float, base: int = 2, digits: int = 8, specials: Sequence[str] = (FAILED,)
+    ) -> None:
+        if not low < high or base < 2 or digits < 1:
+            raise UserError(
+                f"got low={low}, high={high}, base={base}, digits={digits}, expected low < high, a base of at least 2 "
+                "and at least one digit"
+            )
+        self.low, self.high, self.base, self.digits = low, high, base, digits
+        self._tabulate(list(map(str, range(base))), digits, specials, self._follow)
+
+    @classmethod
+    def fit(cls, values: Sequence[float], *, base: int = 2, digits: int = 8) -> Normalized:
+        """The range is that of the values."""
+        return cls(low=float(np.min(values)), high=float(np.max(values)), base=base, digits=digits)
+
+    def clips(self, value: float) -> bool:
+        return not self.low <= value <= self.high
+
+    def encode(self, value: float) -> list[int]:
+        _check_number(value)
+        bins = self.base**self.digits
+        place = math.floor((value - self.low) / (self.high - self.low) * bins)
+        return _digits(min(bins - 1, max(0, place)), self.base, self.digits)
+
+    def decode(self, ids: Sequence[int]) -> float:
+        if self.special(ids):
+            return math.nan
+        return self.low + (self.high - self.low) * (_number(ids, self.base) + 0.5) / self.base**self.digits
+
+    def _follow(self, state: State) -> Iterable[tuple[int, State]]:
+        told = 0 if state == "start" else int(state)
+        after = "end" if told + 1 == self.digits else told + 1
+        yield from ((digit, after) for digit in range(self.base))
+
+
+class FixedPoint(_Grammar):
+    """Sign, digits before and after the point: of log2 of a slowdown, so that a digit is a ratio at any scale.
+
+        >>> codec = FixedPoint(integer_digits=2, fraction_digits=2)
+        >>> [codec.vocabulary[i] for i in codec.encode(-3.14159)]
+        ['-', '0', '3', '1', '4']
+        >>> codec.decode(codec.encode(-3.14159))
+        -3.14
+
+    Rounds half to even on the exact value; zero has a plus. Magnitudes beyond the largest take the largest.
+    """
+
+    domain: Domain = "log2"
+
+    def __init__(
+        self,
+        *,
+        integer_digits: int = 2,
+        fraction_digits: int = 2,
+        base: int = 10,
+        specials: Sequence[str] = (FAILED,),
+    ) -> None:
+        if base < 2 or integer_digits < 1 or fraction_digits < 0:
+            raise UserError(
+                f"got base={base}, integer_digits={integer_digits}, fraction_digits={fraction_digits}, expected a base "
+                "of at least 2, at least one digit before the point and none or more behind it"
+            )
+        self.integer_digits, self.fraction_digits, self.base = integer_digits, fraction_digits, base
+        self.digits = integer_digits + fraction_digits
+        self._tabulate(["+", "-", *map(str, range(base))], 1 + self.digits, specials, self._follow)
+
+    def encode(self, value: float) -> list[int]:
+        _check_number(value)
+        number = min(round(abs(Fraction(value)) * self.base**self.fraction_digits), self.base**self.digits - 1)
+        return [int(value < 0 < number), *(2 + digit for digit in _digits(number, self.base, self.digits))]
+
+    def decode(self, ids: Sequence[int]) -> float:
+        if self.special(ids):
+            return math.nan
+        number = float(Fraction(_number([token - 2 for token in ids[1:]], self.base), self.base**self.fraction_digits))
+        return -number if ids[0] else number
+
+    def _follow(self, state: State) -> Iterable[tuple[int, State]]:
+        """States: (digits told, is it "-" and zeros so far)."""
+        if state == "start":
+            yield from ((0, (0, False)), (1, (0, True)))
+            return
+        told, only_minus = state
+        last = told + 1 == self.digits
+        for digit in range(self.base):
+            still = only_minus and digit == 0
+            if not (last and still):  # -0 is +0
+                yield 2 + digit, "end" if last else (told + 1, still)
+
+
+class Repeated(_Grammar):
+    """A number written several times; what most of the copies say counts, so one wild token is outvoted.
+
+        >>> codec = Repeated(Normalized(low=0.0, high=8.0, base=2, digits=3), times=3)
+        >>> codec.encode(5.2)
+        [1, 0, 1, 1, 0, 1, 1, 0, 1]
+        >>> codec.decode([1, 0, 1, 0, 0, 1, 1, 0, 1])
+        5.5
+
+    The grammar leaves each copy free. A tie goes to the median of what is tied, the lower one of two; special values
+    count as one candidate each and lose ties to numbers. After Decoding-based Regression (arXiv 2501.19383).
+    """
+
+    def __init__(self, codec: NumberCodec, *, times: int = 3) -> None:
+        if times < 1:
+            raise UserError(f"got times={times}, expected 1 or more")
+        self.codec, self.times = codec, times
+        self.domain, self.vocabulary, self.specials = codec.domain, codec.vocabulary, codec.specials
+        self.num_tokens = times * codec.num_tokens
+        end = len(codec.mask) - 1
+        # copy k stands in states k * end ...; the end of one copy is the beginning of the next
+        tables = [np.where(codec.mask[:-1], codec.next_state[:-1] + k * end, -1) for k in range(times)]
+        self.next_state = np.concatenate([*tables, codec.next_state[-1:]])
+        self.mask = self.next_state >= 0
+
+    def encode(self, value: float) -> list[int]:
+        return self.codec.encode(value) * self.times
+
+    def decode(self, ids: Sequence[int]) -> float:
+        return math.nan if self.special(ids) else self._vote(ids)[1]
+
+    def special(self, ids: Sequence[int]) -> str | None:
+        self._check_whole(ids)
+        return self._vote(ids)[0]
+
+    def _vote(self, ids: Sequence[int]) -> tuple[str | None, float]:
+        length = self.codec.num_tokens
+        copies = [ids[i : i + length] for i in range(0, len(ids), length)]
+        named = [(self.codec.special(copy), self.codec.decode(copy)) for copy in copies]
+        said = Counter((name, 0.0 if name else value) for name, value in named)  # NaN equals nothing, itself included
+        most = max(said.values())
+        tied = [choice for choice, count in said.items() if count == most]
+        numbers = sorted(value for name, value in tied if name is None)
+        return (None, numbers[(len(numbers) - 1) // 2]) if numbers else tied[0]
+
+
+def _exponent_of(exact: Fraction, base: int) -> int:
+    """The e with base**e <= exact < base**(e + 1)."""
+    # logarithms of numerator and denominator, since the ratio may be too small for a float
+    e = math.floor((math.log(exact.numerator) - math.log(exact.denominator)) / math.log(base))
+    while Fraction(base) ** e > exact:
+        e -= 1
+    while Fraction(base) ** (e + 1) <= exact:
+        e += 1
+    return e
+
+
+def _digits(number: int, base: int, count: int) -> list[int]:
+    return [number // base**place % base for place in reversed(range(count))]
+
+
+def _number(digits: Sequence[int], base: int) -> int:
+    value = 0
+    for digit in digits:
+        value = value * base + digit
+    return value
