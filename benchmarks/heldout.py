@@ -115,6 +115,9 @@ def main():
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--reading-steps", type=int, default=Recipe().reading_steps)
+    parser.add_argument("--hidden-size", type=int, default=Recipe().hidden_size)
+    parser.add_argument("--layers", type=int, default=Recipe().layers)
+    parser.add_argument("--vocab-size", type=int, default=Recipe().vocab_size)
     parser.add_argument("--jobs", type=int, default=1, help="members trained at once, each on one thread")
     parser.add_argument("--model", type=Path, help="a model of this split instead of training one")
     parser.add_argument("--save", type=Path, help="folder to write the model to")
@@ -128,7 +131,8 @@ def main():
         network = NeuralCostModel.from_pretrained(options.model)
     else:
         started = time.perf_counter()
-        recipe = Recipe(members=options.members, steps=options.steps, reading_steps=options.reading_steps)
+        sizes = ("members", "steps", "reading_steps", "hidden_size", "layers", "vocab_size")
+        recipe = Recipe(**{name: getattr(options, name) for name in sizes})
         others = [m for path in options.records for m in tuning_records().read(path)]
         network, _ = fit([*train, *others], recipe, checkpoints=options.checkpoints, jobs=options.jobs)
         print(f"{len(train) + len(others)} rows, trained in {time.perf_counter() - started:.0f} s", file=sys.stderr)

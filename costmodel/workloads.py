@@ -132,17 +132,19 @@ def gpu_workload(
 
 
 def triton_source(text: str) -> str:
-    """The functions of a Python file that Triton compiles (those under a decorator called jit), with the constants
-    (`NAME = tl.constexpr(...)`) among them, in the file's order. Needs no Triton."""
+    """The functions of a Python file that Triton compiles (those under a decorator called jit, without any others that
+    they have), with the constants (`NAME = tl.constexpr(...)`) among them, in the file's order. Needs no Triton."""
     lines = text.splitlines()
     pieces = []
     for node in ast.parse(text).body:
-        decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
-        jit = any(_last_name(decorator) == "jit" for decorator in decorators)
-        constant = isinstance(node, ast.Assign | ast.AnnAssign) and _last_name(node.value) == "constexpr"
-        if jit or constant:
-            first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-            pieces.append("\n".join(lines[first - 1 : node.end_lineno]))
+        spans: list[ast.expr | ast.stmt] = []
+        if isinstance(node, ast.FunctionDef):
+            jit = [decorator for decorator in node.decorator_list if _last_name(decorator) == "jit"]
+            spans = [*jit, node] if jit else []
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and _last_name(node.value) == "constexpr":
+            spans = [node]
+        if spans:
+            pieces.append("\n".join("\n".join(lines[span.lineno - 1 : span.end_lineno]) for span in spans))
     return "\n\n".join(pieces)
 
 
