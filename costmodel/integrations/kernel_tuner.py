@@ -1,0 +1,95 @@
+"""Kernel Tuner with our guarded search as its strategy.
+
+from costmodel.integrations.kernel_tuner import strategy
+kernel_tuner.tune_kernel(..., strategy=strategy(), strategy_options={"max_fevals": 40})
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from costmodel import devices, search
+from costmodel.records import Config, CostModel, Device, Kernel, Measurement, Problem, Timing, UserError, Variant
+
+_LANGUAGES = {"CUDA": "cuda", "CUPY": "cuda", "NVCUDA": "cuda", "HIP": "hip", "OPENCL": "opencl", "C": "cpp"}
+
+
+def strategy(
+    *,
+    device: str | None = None,
+    model: str | Path | None = None,
+    priors: Sequence[CostModel] | None = None,
+    seed: int = 0,
+) -> CostModelStrategy:
+    """What `tune_kernel(strategy=...)` takes; works in its simulation mode too.
+
+    device: a sheet's name; the one Kernel Tuner runs on if left out. priors: what ranks the configs; the model in the
+    folder `model`, the shipped one if left out.
+    """
+    return CostModelStrategy(device, model, priors, seed)
+
+
+class CostModelStrategy:
+    """Kernel Tuner calls `tune`. A config that fails costs an evaluation, as in all of its strategies."""
+
+    def __init__(
+        self, device: str | None, model: str | Path | None, priors: Sequence[CostModel] | None, seed: int
+    ) -> None:
+        self.device, self.model, self.priors, self.seed = device, model, priors, seed
+
+    def tune(self, searchspace: Any, runner: Any, tuning_options: Any) -> list[dict[str, Any]]:
+        """Kernel Tuner's results in the order in which they were taken."""
+        from kernel_tuner.strategies.common import CostFunc
+        from kernel_tuner.util import StopCriterionReached
+
+        target = devices.find(self.device or runner.dev.name)
+        if tuning_options.objective not in ("time", ["time"]):
+            raise UserError(f"got objective {tuning_options.objective}, expected 'time', which is what is predicted")
+        candidates = _candidates(searchspace, runner)
+        tuner = search.Tuner(
+            candidates, [prior.predict(candidates, target) for prior in self._priors()], seed=self.seed
+        )
+        cost = CostFunc(searchspace, tuning_options, runner, scaling=False, snap=False)
+        try:
+            while batch := tuner.ask():
+                configs = [tuple(value for _, value in variant.config.params) for variant in batch]
+                times_ms = cost.eval_all(configs)
+                tuner.tell([_measurement(v, target, ms) for v, ms in zip(batch, times_ms, strict=True)])
+        except StopCriterionReached as reached:
+            if tuning_options.verbose:
+                print(reached)
+        return cost.results
+
+    def _priors(self) -> Sequence[CostModel]:
+        if self.priors is None:
+            from costmodel.predictor import NeuralCostModel
+
+            self.priors = [NeuralCostModel.from_pretrained(self.model)]
+        return self.priors
+
+
+def _candidates(searchspace: Any, runner: Any) -> list[Variant]:
+    """The configs of a search space, as the model reads them. In simulation mode there is no text to read."""
+    source, options = runner.kernel_source, runner.kernel_options
+    language = _LANGUAGES.get(source.lang)
+    if language is None:
+        raise UserError(f"got a kernel in {source.lang}, expected one of {', '.join(_LANGUAGES)}")
+    schema = tuple((name, tuple(values)) for name, values in searchspace.tune_params.items())
+    text = None if getattr(runner, "simulation_mode", False) else source.get_kernel_string(0)
+    kernel = Kernel(source.kernel_name, language, text, schema, "kernel_tuner")  # type: ignore[arg-type]
+    size = options.problem_size
+    sizes = size if isinstance(size, list | tuple) else [size]
+    named = tuple((f"size_{i}", value) for i, value in enumerate(sizes) if isinstance(value, int | float | str))
+    problem = Problem(kernel.name, (), named, flops=0, bytes=0)
+    names = list(searchspace.tune_params)
+    return [Variant(kernel, problem, Config(tuple(zip(names, values, strict=True)))) for values in searchspace.list]
+
+
+def _measurement(variant: Variant, device: Device, time_ms: float) -> Measurement:
+    if not math.isfinite(time_ms) or time_ms >= sys.float_info.max:
+        return Measurement(variant, device, Timing(), (), "launch_error", error="Kernel Tuner could not run it")
+    return Measurement(variant, device, Timing(), (), "ok", (1e3 * time_ms,))
