@@ -25,8 +25,9 @@ import torch
 
 from costmodel import baselines, dataset, stats, workloads
 from costmodel.evaluate import average, evaluate_points, predict_all
+from costmodel.examples import fit
 from costmodel.predictor import NeuralCostModel
-from costmodel.recipe import Recipe, fit
+from costmodel.recipe import Recipe
 from costmodel.sittings import combine
 
 # Fixed before any model was trained: one operation with a near relative in training (batched_matmul: matmul), two with

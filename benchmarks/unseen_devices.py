@@ -25,8 +25,9 @@ import torch
 
 from costmodel import baselines, replay, stats, strategies, workloads
 from costmodel.evaluate import average, predict_all
+from costmodel.examples import fit
 from costmodel.predictor import NeuralCostModel
-from costmodel.recipe import Recipe, fit
+from costmodel.recipe import Recipe
 
 PROBES, REST = (16, 64, 256), 2000
 

@@ -12,24 +12,26 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-import random
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.devices import detect
-from costmodel.measure import sentinel
+from costmodel.measure import requests, sentinel
 from costmodel.measure.blocks import Patience, Sentinel, plan, suspicious, take_block, with_counter
 from costmodel.measure.compiling import Build, CompilePool, default_cache, find_compiler
 from costmodel.measure.isolation import Isolated
 from costmodel.measure.protocol import Outcome, Task
+from costmodel.measure.requests import MAX_PASSES, already, choose
 from costmodel.records import Config, Device, Kernel, Measurement, Timing, UserError, Variant, Workload
 
 if TYPE_CHECKING:
     from costmodel.store import Store
+
+__all__ = ["CollectRequest", "CppRunner", "already", "choose", "collect", "runner", "stored"]
 
 WARM = Timing()
 COMPILE_TIMEOUT_S = 60.0
@@ -37,7 +39,6 @@ MEMORY_BYTES = 2 << 30
 EVICT_BYTES = 64 << 20
 CHUNK_BLOCKS = 25
 SENTINEL_SITTINGS = 3
-MAX_PASSES = 8
 
 
 def threads_of(variant: Variant) -> int:
@@ -167,81 +168,26 @@ def runner(device: Device | None = None, *, workloads: Sequence[Workload], **opt
 
 
 @dataclass(frozen=True)
-class CollectRequest:
-    """What to measure. `configs_per_kernel` None takes the whole space; else a seeded sample with the default in it.
+class CollectRequest(requests.CollectRequest):
+    """What to measure in how many passes, where and for how long at most (see measure.requests and CppRunner)."""
 
-    `problems` None takes every listed problem; else those of these names, where a workload lists them.
-    `skip` holds (variant, pass) pairs that need no measuring (see `already`). `budget_s` stops between blocks.
-    """
-
-    workloads: tuple[Workload, ...]
-    configs_per_kernel: int | None = None
-    problems: tuple[str, ...] | None = None
     passes: int = 2
-    seed: int = 0
-    timing: Timing = field(default_factory=Timing)
-    budget_s: float | None = None
-    skip: Container[tuple[Variant, int]] = frozenset()
-    jobs: int | None = None
     pin: int | None = None
     timeout_s: float = 10.0
-    device: Device | None = None
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.passes < MAX_PASSES:
             raise UserError(f"got passes={self.passes}, expected 1 to {MAX_PASSES - 1}; 2 or 3 are usual")
-        if self.configs_per_kernel is not None and self.configs_per_kernel < 1:
-            raise UserError(f"got configs_per_kernel={self.configs_per_kernel}, expected 1 or more, or None for all")
-        listed = {name for workload in self.workloads for name in workload.problems}
-        if unknown := [name for name in self.problems or () if name not in listed]:
-            raise UserError(f"got problem {unknown[0]!r}, expected one of {', '.join(sorted(listed))}")
-
-
-def already(measurements: Iterable[Measurement]) -> frozenset[tuple[Variant, int]]:
-    """The (variant, pass) pairs that need no measuring, for CollectRequest.skip; a failure stands for all passes.
-
-    Give it measurements of one device, timing and toolchain (see `stored`).
-    """
-    done: set[tuple[Variant, int]] = set()
-    for m in measurements:
-        done |= {
-            (m.variant, n) for n in ([int(dict(m.counters).get("pass", 0))] if m.status == "ok" else range(MAX_PASSES))
-        }
-    return frozenset(done)
 
 
 def stored(
-    store: Store,
-    *,
-    device: Device,
-    timing: Timing = WARM,
-    kernels: Iterable[Kernel] | None = None,
+    store: Store, *, device: Device, timing: Timing = WARM, kernels: Iterable[Kernel] | None = None
 ) -> Iterator[Measurement]:
     """What a store holds that a runner of this device, timing and the system's compiler would measure again."""
     toolchain = find_compiler().toolchain
-    for identity in [None] if kernels is None else dict.fromkeys(kernel.identity for kernel in kernels):
-        for m in store.measurements(kernel=identity, device=device.identity):
-            if m.timing == timing and m.toolchain == toolchain:
-                yield m
-
-
-def choose(request: CollectRequest, device: Device) -> list[Variant]:
-    """The variants of a request: per kernel one seeded sample of configs, on every problem where each is valid."""
-    variants: list[Variant] = []
-    for workload in request.workloads:
-        problems = [p for name, p in workload.problems.items() if request.problems is None or name in request.problems]
-        valid = {problem: set(workload.space.configs(problem, device)) for problem in problems}
-        union = list(dict.fromkeys(c for problem in problems for c in workload.space.configs(problem, device)))
-        count = request.configs_per_kernel
-        if count is not None and count < len(union):
-            always = [config for config in union if config == workload.default]
-            others = [config for config in union if config != workload.default]
-            rng = random.Random(f"{request.seed}:{workload.kernel.identity}")
-            chosen = {*always, *rng.sample(others, count - len(always))}
-            union = [config for config in union if config in chosen]
-        variants += [Variant(workload.kernel, p, config) for p in problems for config in union if config in valid[p]]
-    return variants
+    return requests.stored(store, device=device, timing=timing, toolchain=toolchain, kernels=kernels)
 
 
 def collect(request: CollectRequest) -> Iterator[Measurement]:

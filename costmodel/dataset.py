@@ -206,7 +206,7 @@ def _card_text(rows: Sequence[Measurement], card: Card) -> str:
     devices = {row.device.identity: row.device for row in rows}.values()
     toolchains = sorted({", ".join(f"{name} `{value}`" for name, value in row.toolchain) for row in rows})
     timings = sorted({str(row.timing) for row in rows})
-    failures = Counter(row.status for row in rows if row.status != "ok")
+    failures = Counter(row.status for row in rows if row.status not in ("ok", "compiled"))
     samples = sum(len(row.samples_us) for row in rows)
     dates = sorted(row.collected_at for row in rows if row.collected_at)
     parts = [

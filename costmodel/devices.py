@@ -147,6 +147,8 @@ def _gpu_sheet(properties: Any) -> Device:
         details=(
             ("lanes_per_unit", lanes),
             ("max_threads_per_unit", getattr(properties, "max_threads_per_multi_processor", 0)),
+            ("shared_bytes_per_unit", getattr(properties, "shared_memory_per_multiprocessor", 0)),
+            ("registers_per_unit", getattr(properties, "regs_per_multiprocessor", 0)),
             ("warp_size", properties.warp_size),
         ),
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 
 from costmodel import dataset
@@ -34,6 +35,9 @@ SENSITIVITY_BASES = 32  # configs around which the network's sensitivity to each
 # On a device without training data an operator's estimate is corrected by this share of what the network says: leaving
 # one GPU of five out, more made every class of operator but bmm worse (docs/lab-notes.md).
 OPERATOR_TRANSFER = 0.25
+# Of the errors that one network makes on two texts of one kernel. Assumed, not measured yet.
+EDIT_CORRELATION = 0.95
+COPULA_POINTS = 32  # a side of the grid that stands for it
 
 
 class NeuralCostModel:
@@ -104,6 +108,23 @@ class NeuralCostModel:
         order = sorted(range(len(variants)), key=lambda i: (predictions[i].p_fail > 0.5, predictions[i].median_us))
         return [variants[i] for i in order]
 
+    def slowdowns(self, pairs: Sequence[tuple[Variant, Variant]], device: Device) -> np.ndarray:
+        """(N, K): for each pair, equally likely values of log2(latency of the second / latency of the first).
+
+        Both are asked of the same member and the same wording, and within those their errors are taken to be correlated
+        by EDIT_CORRELATION (a Gaussian copula), so that what a network gets wrong about both cancels. Measurements
+        have no say: one that knows the first and not the second would pass its error off as a slow-down.
+        """
+        wordings = 1 if self._knows(device) else 2
+        rows = np.zeros((len(pairs), wordings * len(self.members) * COPULA_POINTS**2))
+        for row, (before, after) in zip(rows, pairs, strict=True):
+            if prompt(before, device) != prompt(after, device):
+                first, second = (self._by_member([variant], device) for variant in (before, after))
+                reference = [self._log2_references([variant], device)[0][0] for variant in (before, after)]
+                drawn = [_difference(old, new) for old, new in zip(first, second, strict=True)]
+                row[:] = reference[1] - reference[0] + np.concatenate(drawn)
+        return rows
+
     def update(self, measurements: Sequence[Measurement]) -> None:
         """Keep the successes; predictions for their kernels are shifted by what the network got wrong on them."""
         for m in measurements:
@@ -135,12 +156,20 @@ class NeuralCostModel:
             for us, weights, p_fail in zip((2.0**z).tolist(), told.weights.tolist(), told.p_fail.tolist(), strict=True)
         ]
 
-    @torch.inference_mode()
     def _network(self, variants: Sequence[Variant], device: Device) -> decode.Distribution:
-        """The members' mixture over log2 slowdown.
+        """The members' mixture over log2 slowdown; what it says of operators on a device that training never saw is
+        drawn in."""
+        mixed = decode.mixture(self._by_member(variants, device))
+        if variants[0].kernel.language == "operator" and not self._knows(device):
+            drawn_in = (OPERATOR_TRANSFER - 1) * mixed.quantile(0.5)
+            mixed = decode.Distribution(mixed.support + drawn_in[:, None], mixed.weights, mixed.p_fail)
+        return mixed
 
-        A device that training never saw is told twice, by its whole sheet and by its vendor alone, and what the network
-        says of operators there is drawn in.
+    @torch.inference_mode()
+    def _by_member(self, variants: Sequence[Variant], device: Device) -> list[decode.Distribution]:
+        """What each member says of log2 slowdowns, in the members' order.
+
+        A device that training never saw is told twice, by its whole sheet and by its vendor alone.
         """
         first = prompt(variants[0], device)
         wordings = [first]
@@ -152,11 +181,7 @@ class NeuralCostModel:
             for wording in wordings:
                 cache = self._encode(number, member, self.tokenizer.encode_prefix(wording, PREFIX_BUDGET))
                 told.append(member.head.distribution(member.backbone, cache, *suffixes))
-        mixed = decode.mixture(told)
-        if variants[0].kernel.language == "operator" and not self._knows(device):
-            drawn_in = (OPERATOR_TRANSFER - 1) * mixed.quantile(0.5)
-            mixed = decode.Distribution(mixed.support + drawn_in[:, None], mixed.weights, mixed.p_fail)
-        return mixed
+        return told
 
     def _knows(self, device: Device) -> bool:
         return self.familiarity is None or device.name in self.familiarity.devices
@@ -240,3 +265,18 @@ class NeuralCostModel:
         """(M,) log2 slowdowns of the network alone."""
         parts = [variants[start : start + BATCH] for start in range(0, len(variants), BATCH)]
         return np.concatenate([self._network(part, device).quantile(0.5).numpy() for part in parts])
+
+
+def _difference(before: decode.Distribution, after: decode.Distribution) -> np.ndarray:
+    """(COPULA_POINTS**2,) equally likely differences second - first of two distributions of one row each."""
+    middles = scipy.stats.norm.ppf((np.arange(COPULA_POINTS) + 0.5) / COPULA_POINTS)
+    own = EDIT_CORRELATION * middles[:, None] + (1 - EDIT_CORRELATION**2) ** 0.5 * middles
+    shared = np.broadcast_to(middles[:, None], own.shape)
+    return (_at(after, scipy.stats.norm.cdf(own)) - _at(before, scipy.stats.norm.cdf(shared))).ravel()
+
+
+def _at(told: decode.Distribution, q: np.ndarray) -> np.ndarray:
+    """The inverse CDF of the only row, as `decode.Distribution.quantile` has it, at many q at once."""
+    support, weights = told.support[0].numpy(), told.weights[0].numpy()
+    edges = np.concatenate([support[:1], (support[1:] + support[:-1]) / 2, support[-1:]])
+    return np.interp(q, np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]), edges)

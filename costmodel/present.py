@@ -14,6 +14,7 @@ from costmodel.records import Device, Measurement, Prediction, Variant
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from costmodel.measure.gpu_compiling import GpuBuild
     from costmodel.search import TuneResult
 
 
@@ -150,3 +151,80 @@ def print_tuned(document: dict[str, Any]) -> None:
     print(f"chance that a config more than 5 % faster was missed: {document['p_better_remains']:.0%}")
     if document["ties"]:
         print(f"{len(document['ties'])} measured config(s) lie within 5 %: a tie")
+
+
+def inspected_document(build: GpuBuild, device: Device, title: str) -> dict[str, Any]:
+    from costmodel.measure.facts import blocks_per_unit, shared_limit_bytes
+
+    reason = build.error or build.infeasible(device)
+    return {
+        "variant": title,
+        "device": device.name,
+        "arch": device.arch,
+        "status": build.status,
+        "fits": not reason,
+        "reason": reason,
+        "shared_limit_bytes": shared_limit_bytes(device),
+        "max_threads_per_unit": dict(device.details)["max_threads_per_unit"],
+        "compile_s": build.compile_s,
+        "launches": [
+            {
+                "name": launch.name,
+                "facts": dict(launch.facts),
+                "blocks_per_unit": blocks_per_unit(launch.facts, device),
+                "stage_s": launch.stage_s,
+            }
+            for launch in build.launches
+        ],
+        "together": dict(build.facts),
+    }
+
+
+def print_inspected(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    print(f"{document['variant']}\nfor {document['device']}, {document['arch']}")
+    launches = document["launches"]
+    if launches:
+        columns = [_fact_rows(launch, document) for launch in launches]
+        if len(launches) > 1:
+            columns.append(_fact_rows({"facts": document["together"], "stage_s": {}}, document))
+        table = Table()
+        for heading in ["", *(launch["name"] for launch in launches), *(["together"] if len(launches) > 1 else [])]:
+            table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+        for heading in dict.fromkeys(heading for column in columns for heading in column):
+            table.add_row(heading, *(column.get(heading, "") for column in columns))
+        _console().print(table)
+    spilled = {name: document["together"].get(name, 0.0) for name in ("local_loads", "local_stores")}
+    if any(spilled.values()):
+        print(
+            f"warning: {spilled['local_loads']:.0f} loads and {spilled['local_stores']:.0f} stores of spilled registers"
+        )
+    if document["status"] != "compiled":
+        print(f"does not compile for {document['device']}: {document['reason']}")
+    elif document["fits"]:
+        print(f"fits {document['device']}; compiled in {document['compile_s'] * 1e3:.0f} ms")
+    else:
+        print(f"does not fit {document['device']}: {document['reason']}")
+
+
+def _fact_rows(launch: dict[str, Any], document: dict[str, Any]) -> dict[str, str]:
+    """What a column shows, by heading; instructions of which there is none are left out."""
+    from costmodel.measure.facts import CLASSES
+
+    facts = launch["facts"]
+    rows = {
+        "registers a thread": f"{facts['registers']:.0f}",
+        "stack a thread": f"{facts['stack_bytes']:.0f} B",
+        "shared memory a block": f"{facts['shared_bytes']:.0f} of {document['shared_limit_bytes']} B",
+        "threads a block": f"{facts['threads_per_block']:.0f}",
+    }
+    if "blocks_per_unit" in launch:
+        busy = launch["blocks_per_unit"] * facts["threads_per_block"] / document["max_threads_per_unit"]
+        rows["blocks on a unit"] = f"{launch['blocks_per_unit']} ({busy:.0%} of its threads)"
+    if "spilled_registers" in facts:
+        rows["spilled registers"] = f"{facts['spilled_registers']:.0f}"
+    if "instructions" in facts:
+        rows["instructions"] = f"{facts['instructions']:.0f}"
+        rows |= {f"  {name.replace('_', ' ')}": f"{facts[name]:.0f}" for name in CLASSES if facts[name]}
+    return rows | {f"compiling, {stage}": f"{seconds * 1e3:.1f} ms" for stage, seconds in launch["stage_s"].items()}

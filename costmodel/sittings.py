@@ -65,3 +65,8 @@ def combine(measurements: Iterable[Measurement]) -> list[Measurement]:
     for m in measurements:
         found.setdefault(identity(m.variant, m.device, m.timing, m.toolchain), []).append(m)
     return [joined(sittings) for sittings in found.values()]
+
+
+def measured(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Without what was only compiled, which has no latency and yet is no failure."""
+    return [m for m in measurements if m.status != "compiled"]

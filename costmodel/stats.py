@@ -6,6 +6,7 @@ Nothing is dropped in silence: arrays of different or no length, and values that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import scipy.stats
@@ -281,27 +282,76 @@ def reliability(claimed: ArrayLike, actual: ArrayLike, *, bins: int = 5) -> list
 
 # ---- tests ----
 
+Alternative = Literal["two-sided", "greater"]
 
-def sign_flip_p(differences: ArrayLike, *, resamples: int = 100_000, seed: int = 0) -> float:
-    """The two-sided sign-flip p-value of paired differences (Fisher 1935): H0 is symmetry about zero.
 
-    p = share of sign patterns s in {-1, 1}^n with |sum(s_i d_i)| >= |sum(d_i)|: all 2^n of them up to 20 pairs; beyond,
-    (1 + hits) / (1 + resamples) of random patterns.
+def sign_flip_p(
+    differences: ArrayLike, *, alternative: Alternative = "two-sided", resamples: int = 100_000, seed: int = 0
+) -> float:
+    """The sign-flip p-value of paired differences (Fisher 1935): H0 is symmetry about zero.
+
+    p = share of sign patterns s in {-1, 1}^n with |sum(s_i d_i)| >= |sum(d_i)|, or without the bars for "greater": all
+    2^n of them up to 20 pairs; beyond, (1 + hits) / (1 + resamples) of random patterns.
     """
     array = _array(differences, "differences")
-    observed = abs(array.sum())
+    size = np.abs if alternative == "two-sided" else np.asarray
     # Sums that are equal on paper differ by rounding; a pattern that ties with the observed one must count.
-    threshold = observed - 1e-12 * np.abs(array).sum()
+    threshold = size(array.sum()) - 1e-12 * np.abs(array).sum()
     if array.size <= EXACT_PAIRS:
         sums = np.zeros(1)
         for value in array:
             sums = np.concatenate([sums + value, sums - value])
-        return float(np.mean(np.abs(sums) >= threshold))
+        return float(np.mean(size(sums) >= threshold))
     rng = np.random.default_rng(seed)
     hits, left = 0, resamples
     while left:
         rows = min(left, 4096)  # bounds the memory
         signs = rng.integers(0, 2, (rows, array.size)) * 2 - 1
-        hits += int((np.abs(signs @ array) >= threshold).sum())
+        hits += int((size(signs @ array) >= threshold).sum())
         left -= rows
     return (1 + hits) / (1 + resamples)
+
+
+def signed_ranks(differences: ArrayLike) -> Array:
+    """rank(|d_i|) with the sign of d_i, ties sharing their mean rank: flipped in sign they make Wilcoxon's exact test
+    (1945), which a few wild pairs cannot blind as they can the sum of the differences themselves."""
+    array = _array(differences, "differences")
+    return np.sign(array) * scipy.stats.rankdata(np.abs(array))
+
+
+def walsh_averages(differences: ArrayLike) -> Array:
+    """(d_i + d_j) / 2 for all i <= j, ascending. Their median is Hodges and Lehmann's estimate of the shift (1963)."""
+    array = _array(differences, "differences")
+    i, j = np.triu_indices(array.size)
+    return np.sort((array[i] + array[j]) / 2)
+
+
+def shift_bounds(differences: ArrayLike, *, alpha: float) -> tuple[float, float]:
+    """The shifts that the exact signed-rank test does not reject at level alpha on either side; infinite where there
+    are too few pairs to reject any.
+
+    W+ (d - t) counts the Walsh averages above t (Tukey 1949), so with c the largest count with P(W+ <= c) <= alpha the
+    bounds are the averages number c + 1 from below and from above.
+    """
+    averages = walsh_averages(differences)
+    counts = np.ones(1)
+    for rank in range(1, np.size(differences) + 1):  # of subsets of the ranks 1 .. n by their sum
+        longer = np.zeros(counts.size + rank)
+        longer[: counts.size] += counts
+        longer[rank:] += counts
+        counts = longer
+    rejected = int((np.cumsum(counts) / counts.sum() <= alpha).sum())
+    if not rejected:
+        return -np.inf, np.inf
+    return float(averages[rejected - 1]), float(averages[-rejected])
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """Adjusted p-values (Holm 1979), in the order given: rejecting those <= alpha keeps the chance of any false
+    rejection among them at alpha, whatever their dependence."""
+    array = _array(p_values, "p-values")
+    order = np.argsort(array, kind="stable")
+    stepped = np.maximum.accumulate(array[order] * np.arange(array.size, 0, -1))
+    adjusted = np.empty(array.size)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted

@@ -14,9 +14,7 @@ _NAME = "axpy"
 def write_template(file: Path) -> list[Path]:
     """Write NAME.cpp or NAME.cu and the NAME.py beside it, or for Triton NAME.py alone; overwrites neither."""
     if file.suffix not in _LANGUAGES or not file.stem.isidentifier() or "__" in file.stem:
-        raise UserError(
-            f"got {file}, expected NAME.cpp, NAME.cu or NAME.py with a plain name such as axpy.cpp"
-        )
+        raise UserError(f"got {file}, expected NAME.cpp, NAME.cu or NAME.py with a plain name such as axpy.cpp")
     if not file.parent.is_dir():
         raise UserError(f"no folder {file.parent}; make it first")
     sources = sorted((_TEMPLATES / _LANGUAGES[file.suffix]).glob(f"{_NAME}.*"))

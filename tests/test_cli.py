@@ -12,8 +12,8 @@ import pytest
 from costmodel.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "devices", "new", "collect", "import", "train", "update", "evaluate", "predict", "rank", "tune",
-            "replay")  # fmt: skip
+COMMANDS = ("doctor", "devices", "new", "inspect", "collect", "import", "train", "update", "evaluate", "predict",
+            "rank", "tune", "replay")  # fmt: skip
 
 
 def costmodel(*arguments, cwd=ROOT, **environment):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "costmodel"
 LAYERS = [
     ("records",),
     ("workloads", "devices", "stats", "graph", "tensors"),
-    ("ops", "floor", "published"),
+    ("ops", "floor", "published", "inductor_code"),
     (
         "measure",
         "store",
@@ -30,8 +30,8 @@ LAYERS = [
         "picking",
         "correction",
     ),
-    ("model", "train"),
-    ("baselines", "operator_trees", "predictor", "recipe"),
+    ("model", "train", "shards", "recipe"),
+    ("baselines", "operator_trees", "predictor", "examples"),
     ("search", "evaluate", "replay", "strategies", "gate", "report", "template"),
     ("integrations", "pytest_plugin", "present", "cli"),
 ]
@@ -49,6 +49,10 @@ TORCH_FREE = (
     "search",
     "replay",
     "strategies",
+    "gate.verdicts",
+    "gate.changes",
+    "gate.telling",
+    "pytest_plugin",
 )
 
 

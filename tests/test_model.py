@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen3C
 
 from costmodel.codecs import P10, LogGrid
 from costmodel.model import checkpoint, decode, decoder
-from costmodel.model.heads import DigitHead, GridHead, Targets, hl_gauss, rank_loss
+from costmodel.model.heads import DigitHead, GridHead, Targets, rank_loss
+from costmodel.ops.numeric_rows import Bins, gaussian_mass
 from costmodel.records import UserError
 from costmodel.tokens import TextTokenizer
 
@@ -190,6 +191,11 @@ def brute_force(backbone, head, prefix_ids, suffix):
         logs.append(log_p)
     p = torch.tensor(logs, dtype=torch.float64).exp()
     return strings[:-1], p[:-1], p[-1]
+
+
+def hl_gauss(z, edges, sigma):
+    mass = gaussian_mass(z, Bins(edges, sigma), len(edges) - 1)
+    return mass / mass.sum(-1, keepdim=True)
 
 
 def test_hl_gauss_is_the_integral_of_a_gaussian():

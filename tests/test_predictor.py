@@ -10,10 +10,11 @@ from contracts import CostModelContract
 from test_search import CANDIDATES, DEVICE, KERNEL, PROBLEM, measurement, truth
 
 from costmodel import devices, workloads
+from costmodel.examples import fit
 from costmodel.familiarity import Familiarity
 from costmodel.floor import estimate_us
 from costmodel.predictor import NeuralCostModel
-from costmodel.recipe import Recipe, fit
+from costmodel.recipe import Recipe
 from costmodel.records import Config, Kernel, Problem, TensorSpec, UserError, Variant
 from costmodel.stats import spearman
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -222,3 +223,52 @@ def test_the_interval_of_a_median_may_end_at_never():
     assert stats.median_interval(values, seed=1) == pytest.approx(stats.bootstrap_interval(values, seed=2), abs=0.1)
     with pytest.raises(UserError):
         stats.median_interval([1.0, np.nan], seed=0)
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=9))
+def test_one_sided_sign_flip_against_all_patterns(differences: list[int]) -> None:
+    patterns = itertools.product((-1, 1), repeat=len(differences))
+    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in patterns]
+    p = stats.sign_flip_p(differences, alternative="greater")
+    assert p == pytest.approx(np.mean([total >= sum(differences) for total in sums]))
+
+
+distinct = st.lists(st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3), min_size=2, max_size=12, unique_by=abs)
+
+
+@given(distinct)
+def test_sign_flips_of_signed_ranks_are_wilcoxons_exact_test(differences: list[float]) -> None:
+    ours = stats.sign_flip_p(stats.signed_ranks(differences), alternative="greater")
+    assert ours == pytest.approx(scipy.stats.wilcoxon(differences, alternative="greater", method="exact").pvalue)
+
+
+@given(distinct, st.sampled_from((0.02, 0.05, 0.2)))
+def test_shift_bounds_are_where_the_signed_rank_test_begins_to_reject(differences: list[float], alpha: float) -> None:
+    low, high = stats.shift_bounds(differences, alpha=alpha)
+    estimate = float(np.median(stats.walsh_averages(differences)))
+    assert low <= estimate <= high
+    if 2.0 ** -len(differences) > alpha:
+        assert (low, high) == (-math.inf, math.inf)
+        return
+    gaps = np.diff(stats.walsh_averages(differences))
+    step = gaps[gaps > 1e-9].min(initial=1.0) / 4  # between two averages, where no rank is tied
+    assume(step > 1e-6)
+    for bound, sign in ((low, 1), (high, -1)):
+        rejects = [
+            stats.sign_flip_p(sign * stats.signed_ranks(np.array(differences) - bound + sign * way * step),
+                              alternative="greater") <= alpha
+            for way in (1, -1)
+        ]  # fmt: skip
+        assert rejects == [True, False]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.001, 0.5))
+def test_holm_rejects_what_bonferroni_over_every_subset_rejects(p_values: list[float], alpha: float) -> None:
+    """Closed testing: a hypothesis falls where every set of hypotheses that holds it falls."""
+    adjusted = stats.holm(p_values)
+    everything = range(len(p_values))
+    subsets = [s for size in range(1, len(p_values) + 1) for s in itertools.combinations(everything, size)]
+    for i, p in enumerate(adjusted):
+        worst = max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s)
+        assert p == pytest.approx(worst)
+        assert (p <= alpha) == (worst <= alpha) or p == pytest.approx(alpha)

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from costmodel.cli import looking, modelling, replaying, searching, storing
+from costmodel.cli import inspecting, looking, modelling, replaying, searching, storing
 from costmodel.records import UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ store_app = typer.Typer(help="List, join and export stores of measurements.", no
 app.command()(looking.doctor)
 app.command("devices")(looking.list_devices)
 app.command()(looking.new)
+app.command()(inspecting.inspect)
 app.command()(storing.collect)
 app.command("import")(storing.import_records)
 app.add_typer(store_app, name="store")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,11 @@ from costmodel.cli.shared import (
 from costmodel.present import prediction_row, print_json, print_predictions
 from costmodel.records import UserError
 
+if TYPE_CHECKING:
+    from costmodel.recipe import Recipe
+    from costmodel.shards import Shards
+    from costmodel.tokens import TextTokenizer
+
 
 def train(
     data: Annotated[
@@ -39,6 +44,12 @@ def train(
         int | None, typer.Option(help="Latency steps per member; as the shipped model's if left out.")
     ] = None,
     members: Annotated[int, typer.Option(help="Networks of different seeds, averaged.")] = 1,
+    write_shards: Annotated[
+        Path | None, typer.Option(help="Only write what training would read to this folder, as token ids.")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Train on such a folder, on a machine that need not read source text.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -46,13 +57,12 @@ def train(
 
     Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
     """
-    from costmodel import workloads
-
     if objective not in ("both", "next-token", "latency"):
         raise UserError(f"got objective {objective!r}, expected both, next-token or latency")
-    measurements = read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"])
-    begin = model_from(start) if start else None
-    from costmodel.recipe import Recipe, fit
+    if shards and (data or write_shards):
+        raise UserError("got --shards beside --data or --write-shards, expected it alone; shards hold the data")
+    from costmodel.model import checkpoint
+    from costmodel.recipe import Recipe, train_members
 
     shipped = Recipe()
     recipe = Recipe(
@@ -61,22 +71,38 @@ def train(
         reading_steps=0 if objective == "latency" else shipped.reading_steps,
         seed=seed,
     )
-    model, stages = fit(
-        measurements, recipe, start=begin, checkpoints=out / "training", jobs=min(members, os.cpu_count() or 1)
+    begin, tokenizer, _ = checkpoint.load(start) if start else (None, None, None)
+    examples = _shards(shards, data, recipe, tokenizer)
+    if write_shards:
+        examples.save(write_shards)
+        document = {"shards": str(write_shards), "rows": examples.rows}
+        if as_json:
+            print_json(document)
+        else:
+            print(f"wrote {write_shards}, {examples.rows} variants as token ids")
+        return
+    trained, stages = train_members(
+        examples, recipe, start=begin, checkpoints=out / "training", jobs=min(members, os.cpu_count() or 1)
     )
-    model.save_pretrained(out)
-    document = {
-        "model": str(out),
-        "rows": len(measurements),
-        "members": members,
-        "stages": [
-            {"objective": s.objective, "steps": s.steps, "seconds": s.seconds, "losses": s.losses} for s in stages
-        ],
-    }
+    checkpoint.save(out, trained, examples.tokenizer, details=examples.details)
+    told = [{"objective": s.objective, "steps": s.steps, "seconds": s.seconds, "losses": s.losses} for s in stages]
     if as_json:
-        print_json(document)
+        print_json({"model": str(out), "rows": examples.rows, "members": members, "stages": told})
     else:
-        print(f"wrote {out}, trained on {len(measurements)} variants in {sum(s.seconds for s in stages):.0f} s")
+        print(f"wrote {out}, trained on {examples.rows} variants in {sum(s.seconds for s in stages):.0f} s")
+
+
+def _shards(folder: Path | None, data: list[Path] | None, recipe: Recipe, tokenizer: TextTokenizer | None) -> Shards:
+    if folder:
+        from costmodel.shards import Shards
+
+        return Shards.load(folder)
+    from costmodel import workloads
+    from costmodel.examples import shards_of
+
+    return shards_of(
+        read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"]), recipe, tokenizer=tokenizer
+    )
 
 
 def update(
@@ -144,7 +170,7 @@ def predict(
     workload = workloads.load(kernel)
     chosen = workloads.parse_problem(workload, problem)
     variant = Variant(workload.kernel, chosen, workloads.parse_config(workload, config))
-    target = device_named(device)
+    target = device_named(device, workload.kernel.language)
     answer = model_from(model).predict([variant], target)[0]
     rows = [prediction_row(variant, answer)]
     if as_json:
@@ -165,7 +191,9 @@ def rank(
 
     Example: costmodel rank matmul matmul__packed --problem M=512,N=512 --top 5
     """
-    target = device_named(device)
+    from costmodel import workloads
+
+    target = device_named(device, workloads.load(kernels[0]).kernel.language)
     candidates, _ = candidates_of(kernels, problem, target)
     predictions = model_from(model).predict(candidates, target)
     order = sorted(range(len(candidates)), key=lambda i: predictions[i].median_us)[:top]

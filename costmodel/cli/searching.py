@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from costmodel.cli.shared import (
+    COMPILE_INSTEAD,
     Json,
     ModelFolder,
     ProblemText,
     Seed,
     StorePath,
     candidates_of,
+    collector_of,
     device_named,
     model_from,
     open_store,
@@ -38,18 +40,22 @@ def tune(
     """
     from costmodel import baselines, search, workloads
     from costmodel.records import CostModel, Variant
-    from costmodel.sittings import combine
+    from costmodel.sittings import combine, measured
 
-    target, limit = device_named(None), search.Budget.parse(budget)
+    limit = search.Budget.parse(budget)
+    language = workloads.load(kernels[0]).kernel.language
+    target = device_named(None, language, advice=COMPILE_INSTEAD)
     candidates, loaded = candidates_of(kernels, problem, target)
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
-    collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
+    collector = collector_of(language)
     prior = model_from(model)
     with open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
-        known = combine(collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded]))
+        there = collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded])
+        known = measured(combine(there))
         tables = baselines.NearestTable()
         for workload in loaded:
-            tables.update([m for m in opened.combined(kernel=workload.kernel.identity) if m.device != target])
+            everywhere = measured(opened.combined(kernel=workload.kernel.identity))
+            tables.update([m for m in everywhere if m.device != target])
         priors: list[CostModel] = [tables, prior] if tables.knows(candidates[0]) else [prior]
         with benchmark_counter(limit.evaluations, quiet=as_json) as advance:
             result = search.tune(

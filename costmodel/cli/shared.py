@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from costmodel.records import Device, Measurement, Variant, Workload
     from costmodel.store import Store
 
+GPU_LANGUAGES = ("triton", "cuda")
+GIVE_DEVICE = "give --device and the name of a sheet such as H200"
+COMPILE_INSTEAD = "`costmodel collect --offline --device H200` compiles without one"
+
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON document.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 ModelFolder = Annotated[Path | None, typer.Option("--model", help="A model folder; the shipped model if left out.")]
@@ -34,10 +38,28 @@ ProblemText = Annotated[
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device sheet by name; this machine if left out.")]
 
 
-def device_named(name: str | None) -> Device:
+def device_named(name: str | None, language: str = "cpp", *, advice: str = GIVE_DEVICE) -> Device:
+    """The sheet of that name; with none, this machine's CPU for C++ and its GPU for the languages of GPUs."""
     from costmodel import devices
 
-    return devices.find(name) if name else devices.detect("cpu")
+    if name:
+        return devices.find(name)
+    if language not in GPU_LANGUAGES:
+        return devices.detect("cpu")
+    found = devices.detect()
+    if found.kind == "cpu":
+        raise UserError(f"got no GPU here, expected one for a {language} kernel; {advice}")
+    return found
+
+
+def collector_of(language: str) -> ModuleType:
+    """The collector that runs kernels of a language on this machine; collectors are loaded by path."""
+    from costmodel import workloads
+
+    path = workloads.shipped("collectors") / f"{language}_kernels.py"
+    if not path.is_file():
+        raise UserError(f"got a {language} kernel, which no collector runs; expected cpp, triton or cuda")
+    return workloads.load_module(path)
 
 
 def model_from(folder: Path | None) -> NeuralCostModel:
@@ -69,6 +91,15 @@ def existing(path: Path) -> Path:
     return path
 
 
+def compile_facts(language: str) -> ModuleType:
+    """The collector that compiles kernels of a language for a device that need not be here."""
+    from costmodel import workloads
+
+    if language not in GPU_LANGUAGES:
+        raise UserError(f"got a {language} kernel, expected a Triton or CUDA one to compile for a GPU")
+    return workloads.load_module(workloads.shipped("collectors") / "compile_facts.py")
+
+
 def tuning_records() -> ModuleType:
     """The collector of what others measured; collectors are loaded by path."""
     from costmodel import workloads
@@ -89,9 +120,12 @@ def told_warnings() -> Iterator[list[str]]:
 
 
 def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
-    """Stores, parquet and what others measured (see collectors/tuning_records.py), told apart by what they hold."""
+    """Stores, parquet and what others measured (see collectors/tuning_records.py), told apart by what they hold.
+
+    What was only compiled is left out: it says nothing about latency and is no failure.
+    """
     from costmodel.dataset import read_parquet
-    from costmodel.sittings import combine
+    from costmodel.sittings import combine, measured
     from costmodel.store import Store
 
     found: list[Measurement] = []
@@ -104,7 +138,7 @@ def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
         else:
             with told_warnings():
                 found += combine(tuning_records().read(path))
-    if not found:
+    if not (found := measured(found)):
         raise UserError(f"got no measurement in {', '.join(map(str, paths))}; `costmodel collect` makes some")
     return found
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from costmodel.cli.shared import (
+    COMPILE_INSTEAD,
+    GIVE_DEVICE,
+    GPU_LANGUAGES,
     Json,
     Seed,
     StorePath,
+    collector_of,
+    compile_facts,
+    device_named,
     existing,
     open_store,
     store_path,
@@ -21,14 +28,27 @@ from costmodel.cli.shared import (
     tuning_records,
 )
 from costmodel.present import print_json, progress
-from costmodel.records import Measurement, UserError
+from costmodel.records import Measurement, Timing, UserError, Workload
+
+LANGUAGES = ("cpp", *GPU_LANGUAGES)
 
 
 def collect(
-    kernels: Annotated[list[str] | None, typer.Argument(help="Kernels to run; all shipped ones if left out.")] = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Argument(help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda."),
+    ] = None,
     configs: Annotated[int | None, typer.Option(help="Configs per kernel, sampled; all if left out.")] = None,
     passes: Annotated[int, typer.Option(help="Shuffled passes over everything.")] = 2,
     budget: Annotated[str | None, typer.Option(help="Time such as 8m; to the end if left out.")] = None,
+    timing: Annotated[
+        str | None,
+        typer.Option(help="warm or cold cache, or both: for GPU kernels both if left out, else warm."),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Compile GPU kernels for --device and run nothing: registers, spills, ...")
+    ] = False,
+    device: Annotated[str | None, typer.Option("--device", help="With --offline: a device sheet by name.")] = None,
     store: StorePath = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -36,31 +56,70 @@ def collect(
     """Benchmark kernels into a store; what is in the store already is not taken again.
 
     Example: costmodel collect matmul --configs 40 --budget 2m
+
+    Example: costmodel collect triton --offline --device H200 --configs 20
     """
-    from costmodel import devices, workloads
     from costmodel.search import Budget
 
     seconds = Budget.parse(budget).seconds if budget else None
     if budget and seconds is None:
         raise UserError(f"got budget {budget!r}, expected a time such as 60s or 8m")
-    collector = workloads.load_module(workloads.shipped("collectors") / "cpp_kernels.py")
-    loaded = [workloads.load(name) for name in kernels or workloads.names("cpp")]
-    target = devices.detect("cpu")
-    counts: dict[str, int] = {}
+    if device and not offline:
+        raise UserError(f"got --device {device}, but what is run is run on this machine; add --offline to only compile")
+    if timing and offline:
+        raise UserError(f"got --timing {timing} with --offline, which runs nothing; leave one of them out")
+    deadline = None if seconds is None else time.monotonic() + seconds
+    counts: Counter[str] = Counter()
     with open_store(store) as opened:
-        request = collector.CollectRequest(
-            workloads=tuple(loaded), configs_per_kernel=configs, passes=passes, seed=seed, budget_s=seconds,
-            device=target, skip=collector.already(collector.stored(opened, device=target)),
-        )  # fmt: skip
-        total = len(collector.choose(request, target)) * passes
-        for measurement in progress(collector.collect(request), "measuring", total=total, quiet=as_json):
-            opened.add([measurement])
-            counts[measurement.status] = counts.get(measurement.status, 0) + 1
-    document = {"measured": counts, "store": str(store_path(store))}
+        for language, loaded in _by_language(kernels or ["cpp"]).items():
+            target = device_named(device, language, advice=GIVE_DEVICE if offline else COMPILE_INSTEAD)
+            first, *also = timings = [Timing()] if offline else _timings(timing, language)
+            options: dict[str, Any] = {} if offline else {"passes": passes}
+            if not offline and language in GPU_LANGUAGES:
+                options["also"] = tuple(also)
+            collector = compile_facts(language) if offline else collector_of(language)
+            kernels_of = [workload.kernel for workload in loaded]
+            known = [m for t in timings for m in collector.stored(opened, device=target, timing=t, kernels=kernels_of)]
+            request = collector.CollectRequest(
+                workloads=loaded, configs_per_kernel=configs, seed=seed, device=target, skip=collector.already(known),
+                timing=first,
+                budget_s=None if deadline is None else max(0.0, deadline - time.monotonic()), **options,
+            )  # fmt: skip
+            total = len(collector.choose(request, target)) * options.get("passes", 1) * len(timings)
+            taken = collector.collect(request)
+            for measurement in progress(taken, "compiling" if offline else "measuring", total=total, quiet=as_json):
+                opened.add([measurement])
+                counts["infeasible" if dict(measurement.counters).get("infeasible") else measurement.status] += 1
+    document = {"compiled" if offline else "measured": dict(counts), "store": str(store_path(store))}
     if as_json:
         print_json(document)
     else:
-        print(f"measured {counts or 'nothing new'} into {document['store']}")
+        print(f"{'compiled' if offline else 'measured'} {dict(counts) or 'nothing new'} into {document['store']}")
+
+
+def _timings(text: str | None, language: str) -> list[Timing]:
+    """What --timing asks for; a GPU's kernels are timed in both ways in one sitting, a CPU's in one at a time."""
+    gpu = language in GPU_LANGUAGES
+    both: list[Literal["cold", "warm"]] = ["warm", "cold"]
+    chosen = text or ("both" if gpu else "warm")
+    if chosen == "both" and gpu:
+        return [Timing(cache=cache) for cache in both]
+    if chosen not in both:
+        raise UserError(f"got --timing {text} for {language} kernels, expected warm{', both' if gpu else ''} or cold")
+    return [Timing(cache=cache) for cache in both if cache == chosen]
+
+
+def _by_language(kernels: list[str]) -> dict[str, tuple[Workload, ...]]:
+    """Names, files and languages as workloads, the languages in order of first appearance."""
+    from costmodel import workloads
+
+    found: dict[str, tuple[Workload, ...]] = {}
+    for name in kernels:
+        shipped = [f"{name}/{kernel}" for kernel in workloads.names(name)] if name in LANGUAGES else [name]
+        for workload in map(workloads.load, shipped):
+            language = workload.kernel.language
+            found[language] = (*found.get(language, ()), workload)
+    return found
 
 
 def import_records(
@@ -145,11 +204,12 @@ def store_export(
     Example: costmodel store export datasets/mine --store runs/cpu.sqlite
     """
     from costmodel.published.export import write_spaces
+    from costmodel.sittings import measured
 
     with open_store(store) as opened:
         if not opened.identities():
             raise UserError(f"got an empty store {store_path(store)}; `costmodel collect` fills it")
-        spaces = {} if form == "parquet" else write_spaces(opened.combined(), folder, form=form)
+        spaces = {} if form == "parquet" else write_spaces(measured(opened.combined()), folder, form=form)
         rows = opened.export(folder) if form == "parquet" else sum(spaces.values())
     if as_json:
         print_json({"rows": rows, "folder": str(folder), **({"files": spaces} if spaces else {})})

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from costmodel.records import Measurement, Runner, UserError, Variant
 
@@ -23,7 +24,7 @@ SHARE = 0.25
 FRESH_S = 0.5
 TIE = 0.05
 
-Measure = Callable[[Sequence[Variant]], list[Measurement]]
+Item = TypeVar("Item")  # what a measurement is asked for: a variant, or a variant and how to time it
 
 
 def plan(variants: Sequence[Variant], *, seed: int, exclusive: Callable[[Variant], bool]) -> list[list[Variant]]:
@@ -76,19 +77,23 @@ class Patience:
 
 
 def take_block(
-    variants: Sequence[Variant], *, measure: Measure, sentinel: Sentinel, patience: Patience
+    items: Sequence[Item],
+    *,
+    measure: Callable[[Sequence[Item]], list[Measurement]],
+    sentinel: Sentinel,
+    patience: Patience,
 ) -> list[Measurement]:
     """Measure a block between two readings of the sentinel; where it drifted, discard the times and take them again.
 
     Failures stand: they do not depend on the clock. When patience ends, the calmest attempt is kept, with its drift in
-    `counters` as "drift". Same length and order as `variants`.
+    `counters` as "drift". Same length and order as `items`.
     """
     result: dict[int, Measurement] = {}
-    left = list(range(len(variants)))
+    left = list(range(len(items)))
     best, calmest = {}, math.inf
     before = sentinel.before()
     for attempt in range(RETRIES + 1):
-        taken = dict(zip(left, measure([variants[i] for i in left]), strict=True))
+        taken = dict(zip(left, measure([items[i] for i in left]), strict=True))
         result.update({i: m for i, m in taken.items() if m.status != "ok"})
         left = [i for i in left if i not in result]
         if not left:
@@ -102,7 +107,7 @@ def take_block(
         before = after
     for i in left:
         result[i] = best[i] if calmest <= DRIFT_LIMIT else with_counter(best[i], "drift", round(calmest, 4))
-    return [result[i] for i in range(len(variants))]
+    return [result[i] for i in range(len(items))]
 
 
 def with_counter(measurement: Measurement, name: str, value: float) -> Measurement:

@@ -14,19 +14,24 @@ from typing import Any
 from costmodel.measure import channel
 
 
+def environment_of(extra: Mapping[str, str]) -> dict[str, str]:
+    """For a Python process that is to find this package, wherever it lies."""
+    root = Path(__file__).resolve().parents[2]
+    paths = [] if root.name in ("site-packages", "dist-packages") else [str(root)]
+    path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **extra}
+
+
 class Helper:
     """A Python module run as a process with a pair of private pipes. One message goes in, one comes out."""
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        root = Path(__file__).resolve().parents[2]
-        paths = [] if root.name in ("site-packages", "dist-packages") else [str(root)]
-        path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(theirs_in), str(theirs_out), str(os.getpid())],
             pass_fds=(theirs_in, theirs_out),
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env=environment_of(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the supervisor's to handle

@@ -7,7 +7,7 @@ uniforms; `enumerate_leaves` expands every node whose mass matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from costmodel.model.decoder import Branches, PrefixCache, branch
+from costmodel.ops.numeric_step import numeric_step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,50 +71,44 @@ def mixture(members: Sequence[Distribution]) -> Distribution:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Level:
-    """N strings of number tokens of one length, and what may follow each.
-
-    probabilities (N, V), 0 where the grammar forbids; state (N,) of the grammar, from which `next_state` goes on.
-    """
+    """N strings of number tokens of one length: logits (N, V) of what follows each, and the grammar's state (N,)."""
 
     origin: PrefixCache | Branches
-    probabilities: Tensor
+    logits: Tensor
     state: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberWriter:
-    """A backbone that writes number tokens: their embeddings (V, D), the grammar, and how probabilities are read.
+    """A backbone that writes number tokens: their embeddings (V, D), which also read it out, and the grammar's tables.
 
-    read: (hidden (N, D), state (N,)) -> probabilities (N, V). next_state: int64 (states, V). forced (F,): the tokens
-    with which every string begins; a root stands behind them, so they cost no decoder call of their own.
+    legal, value, next_state (states, V): see `costmodel.ops.numeric_step`. forced (F,): the tokens with which every
+    string begins; a root stands behind them, so they cost no decoder call of their own.
     """
 
     backbone: PreTrainedModel
     embeddings: Tensor
+    legal: Tensor
+    value: Tensor
     next_state: Tensor
     num_tokens: int
     forced: Tensor
-    read: Callable[[Tensor, Tensor], Tensor]
 
     def grow(self, level: Level, parents: Tensor, tokens: Tensor) -> Level:
         """One decoder call for N new strings: string i is parents[i] of `level` followed by tokens[i]."""
         branches, hidden = branch(self.backbone, level.origin, parents, self.embeddings[tokens])
-        state = self.next_state[level.state[parents], tokens]
-        return Level(branches, self.read(hidden, state), state)
+        logits = (hidden @ self.embeddings.t()).float()
+        return Level(branches, logits, self.next_state[level.state[parents], tokens])
 
+    def probabilities(self, level: Level) -> Tensor:
+        """Of each token after each string (N, V) float64: 0 where the grammar forbids."""
+        return level.logits.masked_fill(~self.legal[level.state], float("-inf")).softmax(-1).double()
 
-def pick(probabilities: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse CDF: probabilities (S, V), uniforms (S,) in [0, 1) -> tokens (S,) and the uniforms left over (S,).
-
-    What is left over is again uniform, so one number decodes a whole string (arithmetic decoding; Vilnis et al., 2023).
-    """
-    cdf = probabilities.double().cumsum(-1)
-    cdf = cdf / cdf[:, -1:]
-    tokens = torch.searchsorted(cdf, uniforms[:, None], right=True).clamp_max(cdf.shape[1] - 1)
-    low = torch.where(tokens > 0, cdf.gather(1, (tokens - 1).clamp_min(0)), 0.0)
-    width = cdf.gather(1, tokens) - low
-    left = ((uniforms[:, None] - low) / width.clamp_min(1e-300)).clamp(0, 1 - 1e-12)
-    return tokens[:, 0], left[:, 0]
+    def step(self, level: Level, node: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens (S,) after the strings `node` (S,) of a level, by uniforms (S,), and what is left of those."""
+        tables = self.legal, self.value, self.next_state
+        step = numeric_step(level.logits[node], level.state[node], uniforms, *tables)
+        return step.token, step.uniform
 
 
 def sample(writer: NumberWriter, root: Level, uniforms: Tensor) -> Tensor:
@@ -121,10 +116,10 @@ def sample(writer: NumberWriter, root: Level, uniforms: Tensor) -> Tensor:
     node = torch.zeros(len(uniforms), dtype=torch.long)
     level, strings = root, list(writer.forced[:, None].expand(-1, len(uniforms)))
     for position in range(len(writer.forced), writer.num_tokens):
-        tokens, uniforms = pick(level.probabilities[node], uniforms)
+        tokens, uniforms = writer.step(level, node, uniforms)
         strings.append(tokens)
         if position + 1 < writer.num_tokens:
-            vocabulary = level.probabilities.shape[1]
+            vocabulary = level.logits.shape[1]
             distinct, node = torch.unique(node * vocabulary + tokens, return_inverse=True)
             level = writer.grow(level, distinct // vocabulary, distinct % vocabulary)
     return torch.stack(strings, -1)
@@ -143,7 +138,7 @@ def enumerate_strings(
     mass = torch.ones(1, dtype=torch.float64)
     for position in range(len(writer.forced), writer.num_tokens):
         last = position + 1 == writer.num_tokens
-        p = level.probabilities.double()
+        p = writer.probabilities(level)
         children = mass[:, None] * p
         children = (children if last else _merged(children, branch_mass)).flatten()
         heaviest, order = children.sort(descending=True)

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from costmodel.codecs import LogGrid, NumberCodec, Repeated
 from costmodel.model import decode
 from costmodel.model.decoder import PrefixCache, encode_suffixes, extend, suffix_states
+from costmodel.ops.numeric_loss import numeric_loss
+from costmodel.ops.numeric_rows import SOFT, Bins, numeric_rows
 
 RANK_WEIGHT = 0.5
 RANK_TEMPERATURE = 0.25  # log2 units
@@ -38,16 +40,6 @@ class Targets:
 Parts = dict[str, Tensor]  # the terms of a loss, detached, for the log
 
 
-def hl_gauss(z: Tensor, edges: Tensor, sigma: float) -> Tensor:
-    """A Gaussian around each z (M,), integrated over the bins between `edges` (B + 1,) -> (M, B), rows sum to 1.
-
-    After Imani and White (2018) and Farebrother et al. (2024). z outside the edges counts as the nearest edge.
-    """
-    z = z.clamp(edges[0], edges[-1])
-    cdf = torch.special.erf((edges - z[:, None]) / (sigma * 2**0.5))
-    return cdf.diff(dim=-1) / (cdf[:, -1:] - cdf[:, :1])
-
-
 def rank_loss(predicted: Tensor, z: Tensor) -> Tensor:
     """Pairwise logistic loss on differences of `predicted` (M,) within a group; 0 where no pair differs.
 
@@ -56,8 +48,9 @@ def rank_loss(predicted: Tensor, z: Tensor) -> Tensor:
     if len(z) < 2:
         return predicted.sum() * 0
     gap = z[:, None] - z[None, :]
-    best = z <= torch.quantile(z, RANK_BEST_SHARE)
-    weights = torch.where(best[:, None] | best[None, :], RANK_BEST_WEIGHT, 1.0) * (gap > RANK_MARGIN)
+    best = z <= z.kthvalue(1 + int(RANK_BEST_SHARE * (len(z) - 1))).values
+    weight = torch.where(best, RANK_BEST_WEIGHT, 1.0)
+    weights = torch.maximum(weight[:, None], weight[None, :]) * (gap > RANK_MARGIN)
     losses = F.softplus((predicted[None, :] - predicted[:, None]) / RANK_TEMPERATURE)
     return (weights * losses).sum() / weights.sum().clamp_min(1e-9)
 
@@ -76,8 +69,12 @@ class GridHead(nn.Module):
         self.readout = nn.Linear(hidden_size, grid.bins + 1)
         self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("edges", torch.as_tensor(grid.edges, dtype=torch.float32), persistent=False)
+        self.register_buffer("legal", torch.ones(1, grid.bins + 1, dtype=torch.bool), persistent=False)
+        self.register_buffer("value", F.pad(centres, (0, 1), value=float("nan"))[None], persistent=False)
         self.centres: Tensor
         self.edges: Tensor
+        self.legal: Tensor
+        self.value: Tensor  # (1, bins + 1): of each token, NaN of the failed one
 
     def loss(
         self, backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor, targets: Targets
@@ -91,13 +88,11 @@ class GridHead(nn.Module):
 
     def loss_of(self, hidden: Tensor, targets: Targets) -> tuple[Tensor, Parts]:
         """hidden (M, D) -> the loss and its terms: "ce", "raft", "rank"."""
-        logits = self.readout(hidden).float()
         z, ok, taught = targets.z.float(), ~targets.failed, ~targets.rank_only
-        expected = logits[:, :-1].softmax(-1) @ self.centres
-        wanted = torch.zeros_like(logits)
-        wanted[ok, :-1] = hl_gauss(z[ok], self.edges, self.sigma)
-        wanted[~ok, -1] = 1.0
-        ce = _mean(-(wanted * logits.log_softmax(-1)).sum(-1)[taught])
+        wanted = torch.where(ok, SOFT, self.grid.failed)
+        rows = torch.zeros_like(wanted), wanted, self.legal, self.value
+        nll, expected = numeric_rows(self.readout(hidden), *rows, y=z, bins=Bins(self.edges, self.sigma))
+        ce = _mean(nll[taught])
         regressed = ok & taught  # chosen before the difference: z may be NaN where failed, and 0 * NaN is NaN backward
         raft = _mean((expected[regressed] - z[regressed]).square()) / self.z_var
         rank = rank_loss(expected[ok], z[ok])
@@ -130,9 +125,15 @@ class DigitHead(nn.Module):
             state = int(codec.next_state[state, ways[0]])
         self.start = state  # of the grammar, behind what every number begins with
         self.register_buffer("forced", torch.tensor(forced, dtype=torch.long), persistent=False)
+        given_success = legal.clone()
+        given_success[:, codec.failed] = False
         self.register_buffer("legal", legal, persistent=False)
+        self.register_buffer("given_success", given_success, persistent=False)
+        self.register_buffer("value", torch.full(legal.shape, float("nan")), persistent=False)
         self.register_buffer("next_state", torch.as_tensor(codec.next_state), persistent=False)
         self.legal: Tensor
+        self.given_success: Tensor
+        self.value: Tensor  # NaN: what a digit stands for depends on those around it
         self.next_state: Tensor
         self.forced: Tensor
 
@@ -144,9 +145,11 @@ class DigitHead(nn.Module):
         if not taught.any():
             return self.tokens.weight.sum() * 0, {}
         strings, states = self._strings(targets.z[taught], targets.failed[taught])
-        hidden = self._hidden(backbone, prefix, suffix_ids[taught], lengths[taught], strings)
-        logits = (hidden @ self.tokens.weight.t()).float().masked_fill(~self.legal[states], float("-inf"))
-        ce = F.cross_entropy(logits.flatten(0, 1), strings.flatten(), reduction="sum") / len(strings)
+        hidden = self._hidden(backbone, prefix, suffix_ids[taught], lengths[taught], strings).flatten(0, 1)
+        share = torch.full((len(hidden),), 1 / len(strings), device=hidden.device)
+        none = torch.zeros_like(share)
+        rows = states.flatten(), strings.flatten(), none
+        ce, _, _ = numeric_loss(hidden, self.tokens.weight, None, *rows, self.legal, self.value, share, none)
         return ce, {"ce": ce.detach()}
 
     def distribution(
@@ -179,24 +182,17 @@ class DigitHead(nn.Module):
         embeddings = embeddings.index_put((row, lengths[:, None] + steps[:-1]), self.tokens(strings[:, :-1]))
         return suffix_states(backbone, prefix, embeddings, lengths[:, None] - 1 + steps)
 
-    def _read(self, hidden: Tensor, state: Tensor) -> Tensor:
-        logits = (hidden @ self.tokens.weight.t()).float()
-        return logits.masked_fill(~self.legal[state], float("-inf")).softmax(-1)
-
     def _writer(self, backbone: PreTrainedModel) -> decode.NumberWriter:
-        grammar = self.next_state, self.codec.num_tokens, self.forced
-        return decode.NumberWriter(backbone, self.tokens.weight, *grammar, self._read)
+        tables = self.given_success, self.value, self.next_state
+        return decode.NumberWriter(backbone, self.tokens.weight, *tables, self.codec.num_tokens, self.forced)
 
     def _root(self, backbone: PreTrainedModel, prefix: PrefixCache, suffix: Tensor) -> tuple[decode.Level, Tensor]:
         """Where the numbers of one suffix (L,) part ways, given success; and the probability of failure."""
         embeddings = torch.cat([backbone.get_input_embeddings()(suffix), self.tokens(self.forced)])
         whole, hidden = extend(backbone, prefix, embeddings, reads=1 + len(self.forced))
-        state = torch.tensor([0, self.start])
-        first, at_root = self._read(hidden[[0, -1]], state)
-        p_fail = first[self.codec.failed].double()
-        at_root = at_root.clone()
-        at_root[self.codec.failed] = 0.0
-        return decode.Level(whole, (at_root / at_root.sum())[None], state[1:]), p_fail
+        first, at_root = (hidden[[0, -1]] @ self.tokens.weight.t()).float()
+        p_fail = first.masked_fill(~self.legal[0], float("-inf")).softmax(-1)[self.codec.failed].double()
+        return decode.Level(whole, at_root[None], torch.tensor([self.start])), p_fail
 
     def _strings(self, z: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
         """Token strings (M, num_tokens) and the grammar's state before each token (M, num_tokens)."""
