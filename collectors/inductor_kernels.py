@@ -467,7 +467,7 @@ def _references(code: str, lowering: Any) -> dict[str, str]:
 
 def _reference(tensors: Sequence[tuple[Tensor, Any, Any]]) -> str:
     """`def reference(problem, inputs)` of (argument, node, buffer) triples; "" where the graph needs other inputs."""
-    from torch import fx
+    from torch import Tag, fx
 
     graph = fx.Graph()
     copies: dict[Any, Any] = {}
@@ -479,7 +479,8 @@ def _reference(tensors: Sequence[tuple[Tensor, Any, Any]]) -> str:
 
     def copy(node: Any) -> Any:
         if node not in copies:
-            if node.op != "call_function":
+            random = Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if node.op != "call_function" or random:
                 raise LookupError(node.name)
             for needed in node.all_input_nodes:
                 copy(needed)
