@@ -1,7 +1,7 @@
 """The fused ops of the numeric head beside eager torch, torch.compile and CUDA graphs, one CSV row per point.
 
     python benchmarks/ops.py --out ops.csv            # on a GPU: the whole grid
-    python benchmarks/ops.py --quick --out ops.csv    # a few points; on a CPU a rehearsal, where "ours" is the definition
+    python benchmarks/ops.py --quick --out ops.csv    # a few points; on a CPU a rehearsal, "ours" being the definition
 
 numeric_loss: forward and backward of the loss over N rows, hidden size H, V tokens. "eager" writes the definition as
 one would in torch; "ours" is one kernel on the logits of one matrix product. The floor reads h twice and writes its

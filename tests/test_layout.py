@@ -30,7 +30,7 @@ LAYERS = [
         "picking",
         "correction",
     ),
-    ("model", "train", "shards", "recipe"),
+    ("model", "train", "shards", "recipe", "inductor_writer"),
     ("baselines", "operator_trees", "predictor", "examples"),
     ("search", "evaluate", "replay", "strategies", "gate", "report", "template"),
     ("integrations", "pytest_plugin", "present", "cli"),
