@@ -201,7 +201,8 @@ def _space(
 def _inductor_configs(kernel: GeneratedKernel) -> list[dict[str, int]]:
     """What Inductor's heuristics would try, its choice without autotuning first. Needs torch and triton, no GPU."""
     if kernel.kind == "template":
-        return [{name: value for name, value in kernel.default.items() if name != "EVEN_K"}]
+        names = [name for name in kernel.tunable if name != "EVEN_K"]
+        return [{name: kernel.default[name] for name in (*names, "num_warps", "num_stages")}]
     import torch
     from torch._inductor.runtime import hints, triton_heuristics
 
@@ -213,14 +214,14 @@ def _inductor_configs(kernel: GeneratedKernel) -> list[dict[str, int]]:
             found.append({**values, "num_warps": config.num_warps, "num_stages": config.num_stages})
         return lambda function: function
 
-    names = {**vars(hints), "torch": torch, "triton_heuristics": triton_heuristics, "__file__": "program"}
+    scope = {**vars(hints), "torch": torch, "triton_heuristics": triton_heuristics, "__file__": "program"}
     with mock.patch.object(triton_heuristics, "cached_autotune", keep):
         for wanted in ("False", "True"):
             call = kernel.heuristic
             for option in ("max_autotune", "max_autotune_pointwise"):
                 call = call.replace(f"'{option}': {wanted != 'True'}", f"'{option}': {wanted}")
             try:
-                eval(call, dict(names))
+                eval(call, dict(scope))
             except (TypeError, AttributeError, KeyError, ImportError) as error:
                 raise UserError(
                     f"got {kernel.name} with heuristics that torch {torch.__version__} does not run ({error}), "

@@ -36,8 +36,10 @@ class Program:
 
 
 def write(model: Callable[..., Any], inputs: Sequence[Any], *, device: Device, max_autotune: bool = False) -> Program:
-    """The program of torch.compile for `model(*inputs)` on an NVIDIA device. `max_autotune`: matrix products become
-    Triton templates (the first candidate stands for all) instead of library calls. UserError where Inductor gives up."""
+    """The program of torch.compile for `model(*inputs)` on an NVIDIA device; UserError where Inductor gives up.
+
+    max_autotune: matrix products become Triton templates (the first candidate stands for all), not library calls.
+    """
     import torch
 
     if device.vendor != "NVIDIA" or not device.arch.startswith("sm_"):
@@ -156,7 +158,13 @@ def _compile(
         config.max_autotune = True
         config.max_autotune_gemm_backends = "TRITON"
         select_algorithm.add_preprocessing_fn(lambda choices: choices[:1])  # one choice is not benchmarked
-    names = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan, "NoneType": type(None)}
+    names: dict[str, Any] = {
+        "torch": torch,
+        "device": torch.device,
+        "inf": math.inf,
+        "nan": math.nan,
+        "NoneType": type(None),
+    }
     exec(code, names)
     try:
         with torch.no_grad():
@@ -178,11 +186,12 @@ def _pretend(device: Device) -> None:
     from torch._inductor.fx_passes import joint_graph, post_grad
     from triton.backends.compiler import GPUTarget
 
+    passes: Any
     for passes in (joint_graph, post_grad):  # their patterns are traced with real tensors: on the CPU, before the rest
         passes.lazy_init(torch_device("cpu"))
         passes.lazy_init = lambda *arguments, **keywords: None
     capability = divmod(int(device.arch.removeprefix("sm_").rstrip("af")), 10)
-    details = dict(device.details)
+    details: dict[str, Any] = dict(device.details)
     properties = SimpleNamespace(
         name=device.name, major=capability[0], minor=capability[1], gcnArchName="",
         multi_processor_count=device.num_units, total_memory=device.memory_bytes, L2_cache_size=device.l2_bytes,
@@ -207,7 +216,7 @@ def _pretend(device: Device) -> None:
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer)
-    interface = device_interface.get_interface_for_device("cuda")
+    interface: Any = device_interface.get_interface_for_device("cuda")
     answers |= {
         "get_compute_capability": lambda device=None: 10 * capability[0] + capability[1],
         "is_triton_capable": lambda device=None: True,

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "costmodel"
 LAYERS = [
     ("records",),
     ("workloads", "devices", "stats", "graph", "tensors"),
-    ("ops", "floor", "published", "inductor_code"),
+    ("ops", "floor", "published", "inductor_code", "inductor_writer"),
     (
         "measure",
         "store",
@@ -30,7 +30,7 @@ LAYERS = [
         "picking",
         "correction",
     ),
-    ("model", "train", "shards", "recipe", "inductor_writer"),
+    ("model", "train", "shards", "recipe"),
     ("baselines", "operator_trees", "predictor", "examples"),
     ("search", "evaluate", "replay", "strategies", "gate", "report", "template"),
     ("integrations", "pytest_plugin", "present", "cli"),
