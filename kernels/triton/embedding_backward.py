@@ -17,19 +17,19 @@ def add_tokens(
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     for step in range(ROWS):
         row = tl.program_id(0) * ROWS + step
-        begin = tl.load(offset_ptr + row, mask=row < rows, other=0)
-        end = tl.load(offset_ptr + row + 1, mask=row < rows, other=0)
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for first in tl.range(begin, end, BLOCK_M, num_stages=num_stages):
-            place = first + tl.arange(0, BLOCK_M)
-            token = tl.load(order_ptr + place, mask=place < end, other=0).to(tl.int64)
-            inside = (place < end)[:, None] & (column < width)[None, :]
-            gradient = tl.load(gradient_ptr + token[:, None] * width + column[None, :], mask=inside, other=0.0)
-            total += gradient.to(tl.float32)
-        # most rows of a table have no token in a batch: they are zero
-        out = row.to(tl.int64) * width + column
-        y = tl.sum(total, 0).to(table_ptr.dtype.element_ty)
-        tl.store(table_ptr + out, y, mask=(column < width) & (row < rows))
+        if row < rows:
+            begin = tl.load(offset_ptr + row)
+            end = tl.load(offset_ptr + row + 1)
+            total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for first in tl.range(begin, end, BLOCK_M, num_stages=num_stages):
+                place = first + tl.arange(0, BLOCK_M)
+                token = tl.load(order_ptr + place, mask=place < end, other=0).to(tl.int64)
+                inside = (place < end)[:, None] & (column < width)[None, :]
+                gradient = tl.load(gradient_ptr + token[:, None] * width + column[None, :], mask=inside, other=0.0)
+                total += gradient.to(tl.float32)
+            # most rows of a table have no token in a batch: they are zero
+            y = tl.sum(total, 0).to(table_ptr.dtype.element_ty)
+            tl.store(table_ptr + row.to(tl.int64) * width + column, y, mask=column < width)
 
 
 def make_problem(*, rows: int, width: int, tokens: int, skewed: int = 0, dtype: str = "bf16") -> Problem:
