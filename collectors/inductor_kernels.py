@@ -6,8 +6,9 @@ found.left                 # what the program runs besides, and why it is no wor
 found = from_code(text, device=find("H200"), folder=folder)   # of a program written elsewhere: TORCH_LOGS=output_code
 
 No GPU is needed to write kernels (see costmodel/inductor_writer.py), nor to compile them. A whole graph is needed (no
-breaks), and its sizes are fixed. Left out: what runs in libraries (attention, convolutions, random numbers, and matrix
-products unless `max_autotune` is given), and kernels whose answers depend on what their outputs held before.
+breaks), its sizes are fixed, and without a CUDA build of torch it must not write to its inputs. Left out: what runs in
+libraries (convolutions, random numbers, and matrix products unless `max_autotune` is given), and kernels whose answers
+depend on what their outputs held before. Attention is taken apart into products and a softmax.
 
 The reference of a workload is the piece of the torch graph between what the kernel reads and what it writes. Where
 there is no such piece (text alone was given, or a buffer that the graph does not name, such as partial sums) the
