@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import importlib
 import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-
-import tree_sitter
-import tree_sitter_cpp
-import tree_sitter_cuda
-import tree_sitter_python
+from typing import TYPE_CHECKING
 
 from costmodel import devices, floor
 from costmodel.records import Device, Kernel, Problem, Prompt, Scalar, TensorSpec, UserError, Variant
 
-_GRAMMARS = {"cpp": tree_sitter_cpp, "opencl": tree_sitter_cpp, "cuda": tree_sitter_cuda, "hip": tree_sitter_cuda,
-             "triton": tree_sitter_python}  # fmt: skip
+if TYPE_CHECKING:
+    import tree_sitter
+
+_GRAMMARS = {"cpp": "cpp", "opencl": "cpp", "cuda": "cuda", "hip": "cuda", "triton": "python"}
 
 # One lexer for the C family. It finds comments before the grammar sees the text (a comment inside a macro body makes
 # the C++ grammar fail), splits macro bodies, which the grammar leaves whole, and stands in where the grammar fails.
@@ -108,7 +107,18 @@ def _value(value: Scalar) -> str:
 
 @lru_cache(maxsize=8)
 def _parser(language: str) -> tree_sitter.Parser:
-    return tree_sitter.Parser(tree_sitter.Language(_GRAMMARS[language].language()))
+    """Imported here and not above: the store stands on this module, and some GPU machines have no tree-sitter."""
+    name = f"tree_sitter_{_GRAMMARS[language]}"
+    try:
+        import tree_sitter
+
+        grammar = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"got no {error.name}, which reading {language} source needs; pip install {name.replace('_', '-')} "
+            "tree-sitter, or train on token shards (`costmodel train --shards`)"
+        ) from error
+    return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
 
 
 def _canonical_c(text: str, language: str) -> str:

@@ -1,8 +1,10 @@
 import dataclasses
+import pickle
 import signal
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -360,3 +362,30 @@ with Store(sys.argv[1]) as store:
         assert len(tiles) >= said[-1]
         assert len(tiles) % 5 == 0  # each add whole or not at all
         assert store.add([row(10**6)]) == 1
+
+
+def test_a_store_needs_no_parser(tmp_path: Path) -> None:
+    """Some GPU machines have no tree-sitter: what is measured there is stored there, and its text is read elsewhere."""
+    path, rows = tmp_path / "store.sqlite", [row()]
+    code = textwrap.dedent(f"""
+        import pickle, sys
+        for name in ("tree_sitter", "tree_sitter_python", "tree_sitter_cpp", "tree_sitter_cuda"):
+            sys.modules[name] = None  # as if it were not installed
+        from costmodel.measure import gpu_running
+        from costmodel.records import UserError
+        from costmodel.serialize import canonical_source
+        from costmodel.store import Store
+        rows = pickle.loads({pickle.dumps(rows)!r})
+        with Store({str(path)!r}) as store:
+            assert store.add(rows) == len(rows) == len(list(store.combined()))
+        try:
+            canonical_source(rows[0].variant.kernel)
+        except UserError as error:
+            assert "pip install tree-sitter-cpp" in str(error)
+        else:
+            raise AssertionError("it was read")
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Store(path) as store:
+        assert list(store.measurements()) == rows
