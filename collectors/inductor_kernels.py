@@ -34,7 +34,7 @@ from costmodel.workloads import load, load_module, shipped
 
 _TEMPLATE = Path(costmodel.__file__).parent / "templates" / "inductor" / "kernel.txt"
 LARGEST_BLOCK = {"XBLOCK": 4096, "YBLOCK": 1024, "ZBLOCK": 1024, "R0_BLOCK": 16384, "R1_BLOCK": 16384}
-TOLERANCES = {"f64": 1e-9, "f32": 1e-4, "f16": 4e-3, "bf16": 2e-2, "f8e4m3": 0.13, "f8e5m2": 0.26}
+TOLERANCES = {"f64": 1e-9, "f32": 1e-4, "f16": 4e-3, "bf16": 2e-2, "f8_e4m3": 0.13, "f8_e5m2": 0.26}
 
 
 @dataclass(frozen=True, slots=True)

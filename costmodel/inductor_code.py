@@ -24,7 +24,7 @@ from costmodel.records import UserError
 
 # Triton's names of element types -> ours.
 TYPES = {
-    "fp64": "f64", "fp32": "f32", "fp16": "f16", "bf16": "bf16", "fp8e4nv": "f8e4m3", "fp8e5": "f8e5m2",
+    "fp64": "f64", "fp32": "f32", "fp16": "f16", "bf16": "bf16", "fp8e4nv": "f8_e4m3", "fp8e5": "f8_e5m2",
     "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8", "u8": "u8", "i1": "bool",
 }  # fmt: skip
 KINDS = ("pointwise", "reduction", "persistent_reduction", "template")

@@ -25,6 +25,12 @@ Language = Literal["cpp", "triton", "cuda", "hip", "opencl", "hlo", "operator"]
 Status = Literal["ok", "compile_error", "launch_error", "wrong_result", "timeout", "crash", "compiled"]
 
 LANGUAGES: tuple[str, ...] = get_args(Language)
+# The short names of element types, by the names that torch and Triton give them.
+DTYPES = {
+    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "f8_e4m3",
+    "float8_e5m2": "f8_e5m2", "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8",
+    "bool": "bool",
+}  # fmt: skip
 STATUSES: tuple[str, ...] = get_args(Status)
 
 

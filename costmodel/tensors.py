@@ -9,20 +9,16 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.records import TensorSpec, UserError
+from costmodel.records import DTYPES, TensorSpec, UserError
 
-DTYPES = {
-    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
-    "f8e4m3": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2,
-    "i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "bool": torch.bool,
-}  # fmt: skip
+_TORCH = {short: getattr(torch, name) for name, short in DTYPES.items()}
 
 
 def dtype_of(name: str) -> torch.dtype:
     """The torch type of a short name such as "bf16"."""
-    if name not in DTYPES:
-        raise UserError(f"got dtype {name!r}, expected one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in _TORCH:
+        raise UserError(f"got dtype {name!r}, expected one of {', '.join(_TORCH)}")
+    return _TORCH[name]
 
 
 def empty(specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:

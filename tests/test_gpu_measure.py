@@ -182,7 +182,7 @@ def test_a_checksum_takes_any_layout():
     assert gpu_data.checksum(torch.empty(0)) == gpu_data.checksum(torch.empty(0))
 
 
-@pytest.mark.parametrize("dtype", ["f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i64", "i8", "bool"])
+@pytest.mark.parametrize("dtype", ["f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2", "i64", "i8", "bool"])
 def test_outputs_are_spoiled_and_guarded(dtype):
     output = gpu_data.Output(TensorSpec((3, 5), dtype), torch.device("cpu"))
     output.spoil(0xA5)

@@ -24,16 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel import devices
-from costmodel.records import Config, Device, Kernel, Measurement, Problem, Scalar, TensorSpec, Timing, Variant
+from costmodel.records import DTYPES, Config, Device, Kernel, Measurement, Problem, Scalar, TensorSpec, Timing, Variant
 from costmodel.workloads import triton_source
 
 if TYPE_CHECKING:
     from costmodel.predictor import NeuralCostModel
 
-_TYPES = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "f8e4m3",
-    "float8_e5m2": "f8e5m2", "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8",
-}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 DO_BENCH = Timing(cache="cold", warmup_us=25e3, min_samples=1, relative_error=0.05)  # triton.testing.do_bench's
 
@@ -139,7 +135,7 @@ def _settings(config: Any) -> dict[str, Scalar]:
 
 def _spec(tensor: Any) -> TensorSpec:
     name = str(tensor.dtype).rpartition(".")[2]
-    return TensorSpec(tuple(map(int, tensor.shape)), _TYPES.get(name, name))
+    return TensorSpec(tuple(map(int, tensor.shape)), DTYPES.get(name, name))
 
 
 def _sources(function: Any) -> Iterator[str]:

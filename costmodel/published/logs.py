@@ -13,7 +13,7 @@ from typing import Any
 
 from costmodel.published import streams
 from costmodel.published.entries import MS, Refused, Schema, Source, Space, observed, rows, scalar, time_us, timing_of
-from costmodel.records import Kernel, Measurement, Params, Problem, Status, TensorSpec, UserError
+from costmodel.records import DTYPES, Kernel, Measurement, Params, Problem, Status, TensorSpec, UserError
 
 # ------------------------------------------------------------------------------------------------------------- Triton
 
@@ -58,10 +58,6 @@ def _triton_config(config: Mapping[str, Any]) -> dict[str, Any]:
 _HELION_STATUS: dict[str, Status] = {
     "ok": "ok", "deduplicated": "ok", "timeout": "timeout", "peer_compilation_fail": "compile_error",
     "error": "launch_error",
-}  # fmt: skip
-_TORCH_DTYPES = {
-    "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "int64": "i64", "int32": "i32",
-    "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "bool", "float8_e4m3fn": "f8_e4m3", "float8_e5m2": "f8_e5m2",
 }  # fmt: skip
 
 
@@ -131,7 +127,7 @@ def _helion_inputs(run: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
         shapes = ast.literal_eval(str(run.get("input_shapes") or "[]"))
         dtypes = ast.literal_eval(str(run.get("dtypes") or "[]"))
         return tuple(
-            TensorSpec(tuple(map(int, shape)), _TORCH_DTYPES.get(str(dtype).removeprefix("torch."), str(dtype)))
+            TensorSpec(tuple(map(int, shape)), DTYPES.get(str(dtype).removeprefix("torch."), str(dtype)))
             for shape, dtype in zip(shapes, dtypes, strict=True)
             if isinstance(shape, list | tuple)
         )

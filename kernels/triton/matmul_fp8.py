@@ -43,11 +43,11 @@ def matmul_scaled(
 
 
 def make_problem(*, M: int, N: int, K: int, output: str = "bf16") -> Problem:
-    """A [M, K] and B [N, K] f8e4m3, scales f32 [M] and [N], C [M, N] of type `output`: f16 or bf16."""
+    """A [M, K] and B [N, K] f8_e4m3, scales f32 [M] and [N], C [M, N] of type `output`: f16 or bf16."""
     if output not in ("f16", "bf16"):
         raise UserError(f"got output={output}, expected f16 or bf16")
     specs = (
-        TensorSpec((M, K), "f8e4m3"), TensorSpec((N, K), "f8e4m3"), TensorSpec((M,), "f32"), TensorSpec((N,), "f32")
+        TensorSpec((M, K), "f8_e4m3"), TensorSpec((N, K), "f8_e4m3"), TensorSpec((M,), "f32"), TensorSpec((N,), "f32")
     )  # fmt: skip
     size = M * K + K * N + 4 * (M + N) + 2 * M * N
     params = (("M", M), ("N", N), ("K", K), ("output", output))
