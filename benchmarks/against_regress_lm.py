@@ -48,7 +48,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
 
-from costmodel.codecs import P10, LogGrid  # noqa: E402
+from costmodel.codecs.digits import P10  # noqa: E402
+from costmodel.codecs.grids import LogGrid  # noqa: E402
 from costmodel.model import decoder  # noqa: E402
 from costmodel.model.heads import DigitHead, GridHead, Targets  # noqa: E402
 from costmodel.tokens import TextTokenizer  # noqa: E402

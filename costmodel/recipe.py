@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from costmodel.codecs import LogGrid
+from costmodel.codecs.grids import LogGrid
 from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
 from costmodel.model.heads import GridHead

@@ -1,4 +1,4 @@
-"""Text to tokens; the numbers that a model writes are those of codecs.py.
+"""Text to tokens; the numbers that a model writes are those of codecs/.
 
 `TextTokenizer` is a byte-level BPE of Hugging Face `tokenizers` with every digit on its own, so no input can fail to
 tokenize and an unseen "108" is three seen digits. Numbers of the device and the problem are followed by a token of

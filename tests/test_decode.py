@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from costmodel.codecs import P10
+from costmodel.codecs.digits import P10
 from costmodel.model import decode, decoder
 from costmodel.model.heads import DigitHead
 

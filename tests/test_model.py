@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen3Config
 
-from costmodel.codecs import P10, LogGrid
+from costmodel.codecs.digits import P10
+from costmodel.codecs.grids import LogGrid
 from costmodel.model import checkpoint, decode, decoder
 from costmodel.model.heads import DigitHead, GridHead, Targets, rank_loss
 from costmodel.ops.numeric_rows import Bins, gaussian_mass

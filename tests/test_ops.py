@@ -14,7 +14,8 @@ import sys
 import pytest
 import torch
 
-from costmodel.codecs import P10, LogGrid
+from costmodel.codecs.digits import P10
+from costmodel.codecs.grids import LogGrid
 from costmodel.ops import dispatch
 from costmodel.ops.numeric_loss import numeric_loss, numeric_loss_ref
 from costmodel.ops.numeric_rows import IGNORED, SOFT, Bins, numeric_rows, numeric_rows_ref

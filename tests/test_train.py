@@ -10,7 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from costmodel import train as training
-from costmodel.codecs import P10, LogGrid
+from costmodel.codecs.digits import P10
+from costmodel.codecs.grids import LogGrid
 from costmodel.model import checkpoint, decoder
 from costmodel.model.heads import DigitHead, GridHead
 from costmodel.records import UserError

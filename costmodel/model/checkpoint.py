@@ -28,7 +28,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from costmodel.codecs import P10, LogGrid
+from costmodel.codecs.digits import P10
+from costmodel.codecs.grids import LogGrid
 from costmodel.model.decoder import prepare
 from costmodel.model.heads import DigitHead, GridHead, Head
 from costmodel.records import UserError

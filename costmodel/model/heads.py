@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from costmodel.codecs import LogGrid, NumberCodec, Repeated
+from costmodel.codecs.grammar import NumberCodec
+from costmodel.codecs.grids import LogGrid
+from costmodel.codecs.repeated import Repeated
 from costmodel.model import decode
 from costmodel.model.decoder import PrefixCache, encode_suffixes, extend, suffix_states
 from costmodel.ops.numeric_loss import numeric_loss

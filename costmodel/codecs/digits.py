@@ -1,248 +1,19 @@
-"""Numbers to tokens and back: each codec is a class with its grammar, and each value it can write has one string.
-
-A number is a string of exactly `num_tokens` tokens of a small vocabulary of its own. A table says which token may
-follow (`mask`, `next_state`), so that a batch is constrained on the device without a Python call per sample. Digits:
-`P10` (after OmniPred, arXiv 2402.14547), `IEEE`, `Normalized` (both after Decoding-based Regression, arXiv 2501.19383)
-and `FixedPoint`. One token: `LogGrid`, `LinearGrid`, `QuantileGrid`. `Repeated` writes a number several times.
-"""
+"""Numbers as digits: P10 (after OmniPred, arXiv 2402.14547), IEEE and Normalized (both after Decoding-based Regression,
+arXiv 2501.19383), and FixedPoint."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from costmodel.codecs.grammar import FAILED, Domain, Grammar, State, check_number
 from costmodel.records import UserError
 
-Domain = Literal["linear", "log2"]  # what a codec writes: a number as it is, or its base-2 logarithm
-FAILED, UNMEASURED = "failed", "unmeasured"
-State = Any  # of a grammar, by whatever names it best: hashable
 
-
-class NumberCodec(Protocol):
-    """Numbers as token strings of one length, and the grammar that leaves one string per value."""
-
-    domain: Domain
-    vocabulary: tuple[str, ...]
-    num_tokens: int  # tokens per number
-    specials: dict[str, int]  # ids of what is no number, "failed" among them; num_tokens of one say it
-    mask: np.ndarray  # bool (states, vocabulary): may this token come next? State 0 begins a number
-    next_state: np.ndarray  # int64 (states, vocabulary); -1 where the mask is False
-
-    @property
-    def failed(self) -> int:
-        """The id that says "this candidate did not run"."""
-        ...
-
-    def encode(self, value: float) -> list[int]: ...
-
-    def encode_special(self, name: str) -> list[int]: ...
-
-    def special(self, ids: Sequence[int]) -> str | None: ...
-
-    def decode(self, ids: Sequence[int]) -> float:
-        """NaN for what is no number; ValueError for a string that the grammar does not allow."""
-        ...
-
-    def allowed_next(self, prefix: Sequence[int]) -> tuple[int, ...]:
-        """Ids that may follow, in ascending order; none after a whole number."""
-        ...
-
-
-class _Grammar:
-    """A table of states, as mask and transitions over a vocabulary; the last state is the end.
-
-    `specials` are what is said in place of a number: "failed", and "unmeasured" where a codec is made with it.
-    """
-
-    domain: Domain = "linear"
-    vocabulary: tuple[str, ...]
-    num_tokens: int
-    mask: np.ndarray
-    next_state: np.ndarray
-    specials: dict[str, int]
-
-    def _tabulate(
-        self,
-        words: Sequence[str],
-        num_tokens: int,
-        specials: Sequence[str],
-        follow: Callable[[State], Iterable[tuple[int, State]]],
-    ) -> None:
-        """`follow`: a state -> (token, the state after it); it begins with "start", and a number ends at "end"."""
-        if FAILED not in specials or set(specials) - {FAILED, UNMEASURED}:
-            raise UserError(f"got specials {list(specials)}, expected {FAILED} and at most {UNMEASURED} beside it")
-        self.vocabulary = (*words, *(f"<{name}>" for name in specials))
-        self.num_tokens = num_tokens
-        self.specials = {name: len(words) + i for i, name in enumerate(specials)}
-        transitions: list[tuple[State, int, State]] = []
-        number: dict[State, int] = {"start": 0}
-        waiting: list[State] = ["start"]
-        while waiting:
-            state = waiting.pop(0)
-            steps = list(self._special_steps(state)) if isinstance(state, _Special) else list(follow(state))
-            if state == "start":
-                steps += self._special_steps(None)
-            for token, after in steps:
-                transitions.append((state, token, after))
-                if after != "end" and after not in number:
-                    number[after] = len(number)
-                    waiting.append(after)
-        number["end"] = len(number)
-        self.next_state = np.full((len(number), len(self.vocabulary)), -1, dtype=np.int64)
-        for state, token, after in transitions:
-            self.next_state[number[state], token] = number[after]
-        self.mask = self.next_state >= 0
-
-    def _special_steps(self, state: _Special | None) -> Iterable[tuple[int, State]]:
-        for token in [state.token] if state else self.specials.values():
-            told = state.told + 1 if state else 1
-            yield token, _Special(token, told) if told < self.num_tokens else "end"
-
-    @property
-    def failed(self) -> int:
-        return self.specials[FAILED]
-
-    def allowed_next(self, prefix: Sequence[int]) -> tuple[int, ...]:
-        return tuple(map(int, np.flatnonzero(self.mask[self._state(prefix)])))
-
-    def encode_special(self, name: str) -> list[int]:
-        """What stands for no number: "failed" (it did not compile, crashed, timed out or answered wrongly)."""
-        if name not in self.specials:
-            raise UserError(f"got special {name!r}, expected one of {', '.join(self.specials)}")
-        return [self.specials[name]] * self.num_tokens
-
-    def special(self, ids: Sequence[int]) -> str | None:
-        """Which special a whole string is; None for a number."""
-        self._check_whole(ids)
-        return next((name for name, token in self.specials.items() if token == ids[0]), None)
-
-    def _state(self, prefix: Sequence[int]) -> int:
-        state = 0
-        for token in prefix:
-            if not 0 <= token < len(self.vocabulary) or not self.mask[state, token]:
-                raise ValueError(f"got tokens {list(prefix)}, which this grammar does not allow")
-            state = int(self.next_state[state, token])
-        return state
-
-    def _check_whole(self, ids: Sequence[int]) -> None:
-        self._state(ids)
-        if len(ids) != self.num_tokens:
-            raise ValueError(f"got {len(ids)} tokens, expected {self.num_tokens}")
-
-
-class _Special:
-    """So many times a special token was told; equal by value, and apart from a codec's own states."""
-
-    def __init__(self, token: int, told: int) -> None:
-        self.token, self.told = token, told
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Special) and (self.token, self.told) == (other.token, other.told)
-
-    def __hash__(self) -> int:
-        return hash((self.token, self.told))
-
-
-def _check_number(value: float, *, signed_zero: bool = False) -> None:
-    if not math.isfinite(value) or (signed_zero and value == 0 and math.copysign(1, value) < 0):
-        also = ", not -0.0" if signed_zero else ""
-        raise ValueError(f"got {value}, expected a finite number{also} (a failure is encode_special('failed'))")
-
-
-# --------------------------------------------------------------------------------------------------------------- grids
-
-
-class _Grid(_Grammar):
-    """One token: the bin between two of `edges` (float64 (bins + 1,)); it decodes to its middle, `centres`.
-
-    Values beyond the ends take the end bin, and `clips` says so. Token id `bins` is `failed`.
-    """
-
-    edges: np.ndarray
-    centres: np.ndarray
-
-    def _build(self, edges: np.ndarray, specials: Sequence[str]) -> None:
-        self.edges = np.asarray(edges, dtype=np.float64)
-        if self.edges.ndim != 1 or len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
-            raise UserError(f"got edges {edges}, expected two or more in ascending order")
-        self.low, self.high = float(self.edges[0]), float(self.edges[-1])
-        self.bins = len(self.edges) - 1
-        self.width = (self.high - self.low) / self.bins  # of a bin, on average
-        self.centres = (self.edges[1:] + self.edges[:-1]) / 2
-        words = [f"<b:{centre:.6g}>" for centre in self.centres]
-        self._tabulate(words, 1, specials, lambda state: ((token, "end") for token in range(self.bins)))
-
-    def clips(self, value: float) -> bool:
-        """Is the value beyond the grid, so that its token is off by more than half a bin?"""
-        return not self.low <= value <= self.high
-
-    def encode(self, value: float) -> list[int]:
-        _check_number(value)
-        return [min(self.bins - 1, max(0, int(np.searchsorted(self.edges, value, side="right")) - 1))]
-
-    def decode(self, ids: Sequence[int]) -> float:
-        return math.nan if self.special(ids) else float(self.centres[ids[0]])
-
-
-class LinearGrid(_Grid):
-    """Even bins over a number.
-
-    >>> grid = LinearGrid(low=0.0, high=10.0, bins=5)
-    >>> grid.encode(3.9), grid.decode([1])
-    ([1], 3.0)
-    """
-
-    def __init__(self, *, low: float, high: float, bins: int = 256, specials: Sequence[str] = (FAILED,)) -> None:
-        if not (low < high and bins >= 1):
-            raise UserError(f"got low={low}, high={high}, bins={bins}, expected low < high and bins >= 1")
-        self._build(low + (high - low) / bins * np.arange(bins + 1), specials)
-
-
-class LogGrid(LinearGrid):
-    """Even bins over log2 of a slowdown, the default of the shipped model.
-
-    >>> grid = LogGrid()
-    >>> grid.encode(0.0), grid.decode([77])
-    ([76], 0.0546875)
-    """
-
-    domain: Domain = "log2"
-
-    def __init__(
-        self, *, low: float = -6.0, high: float = 14.0, bins: int = 256, specials: Sequence[str] = (FAILED,)
-    ) -> None:
-        super().__init__(low=low, high=high, bins=bins, specials=specials)
-
-
-class QuantileGrid(_Grid):
-    """Bins that hold equal shares of the values it was fitted on, over log2 of a slowdown.
-
-    >>> grid = QuantileGrid.fit([0.0, 1.0, 2.0, 3.0, 10.0, 20.0], bins=3)
-    >>> [round(edge, 2) for edge in grid.edges.tolist()], grid.encode(2.5)
-    ([0.0, 1.67, 5.33, 20.0], [1])
-    """
-
-    domain: Domain = "log2"
-
-    def __init__(self, *, edges: Sequence[float], specials: Sequence[str] = (FAILED,)) -> None:
-        self._build(np.asarray(edges), specials)
-
-    @classmethod
-    def fit(cls, values: Sequence[float], *, bins: int = 256) -> QuantileGrid:
-        """At most `bins` bins: where many values are equal, some would be empty and are left out."""
-        edges = np.unique(np.quantile(np.asarray(values, dtype=np.float64), np.linspace(0, 1, bins + 1)))
-        return cls(edges=edges.tolist())
-
-
-# -------------------------------------------------------------------------------------------------------------- digits
-
-
-class P10(_Grammar):
+class P10(Grammar):
     """Sign, mantissa digits, exponent of ten: `+ 1 2 3 4 E-3` is 1234 * 10**-3 (after OmniPred, arXiv 2402.14547).
 
     Worked example with 4 digits: 0.98765 is 9.877e-1 (half to even on the exact binary value, which lies a little above
@@ -288,7 +59,7 @@ class P10(_Grammar):
         self._tabulate(["+", "-", *mantissas, *exponents], length, specials, self._follow)
 
     def encode(self, value: float) -> list[int]:
-        _check_number(value, signed_zero=True)
+        check_number(value, signed_zero=True)
         # The format rounds half to even on the exact binary value.
         mantissa, _, power = f"{abs(value):.{self.mantissa_digits - 1}e}".partition("e")
         digits = mantissa.replace(".", "")
@@ -346,7 +117,7 @@ class P10(_Grammar):
         return "end" if ends else (kind, told)
 
 
-class IEEE(_Grammar):
+class IEEE(Grammar):
     """Sign, the exponent's sign and digits, mantissa digits, in any base: m0.m1m2... * base**exponent.
 
         >>> codec = IEEE(base=10, exponent_digits=1, mantissa_digits=3)
@@ -379,7 +150,7 @@ class IEEE(_Grammar):
         self._tabulate(["+", "-", *map(str, range(base))], length, specials, self._follow)
 
     def encode(self, value: float) -> list[int]:
-        _check_number(value, signed_zero=True)
+        check_number(value, signed_zero=True)
         exact, places = abs(Fraction(value)), self.mantissa_digits - 1
         exponent = _exponent_of(exact, self.base) if exact else 0
         mantissa = round(exact / Fraction(self.base) ** (exponent - places))
@@ -437,7 +208,7 @@ class IEEE(_Grammar):
         return "end" if told == self.mantissa_digits else (kind, told)
 
 
-class Normalized(_Grammar):
+class Normalized(Grammar):
     """Digits of (value - low) / (high - low) in a base: a tree of bins over a range, decoded to the bin's middle.
 
         >>> codec = Normalized(low=0.0, high=8.0, base=2, digits=3)
@@ -469,7 +240,7 @@ class Normalized(_Grammar):
         return not self.low <= value <= self.high
 
     def encode(self, value: float) -> list[int]:
-        _check_number(value)
+        check_number(value)
         bins = self.base**self.digits
         place = math.floor((value - self.low) / (self.high - self.low) * bins)
         return _digits(min(bins - 1, max(0, place)), self.base, self.digits)
@@ -485,7 +256,7 @@ class Normalized(_Grammar):
         yield from ((digit, after) for digit in range(self.base))
 
 
-class FixedPoint(_Grammar):
+class FixedPoint(Grammar):
     """Sign, digits before and after the point: of log2 of a slowdown, so that a digit is a ratio at any scale.
 
         >>> codec = FixedPoint(integer_digits=2, fraction_digits=2)
@@ -517,7 +288,7 @@ class FixedPoint(_Grammar):
         self._tabulate(["+", "-", *map(str, range(base))], 1 + self.digits, specials, self._follow)
 
     def encode(self, value: float) -> list[int]:
-        _check_number(value)
+        check_number(value)
         number = min(round(abs(Fraction(value)) * self.base**self.fraction_digits), self.base**self.digits - 1)
         return [int(value < 0 < number), *(2 + digit for digit in _digits(number, self.base, self.digits))]
 
@@ -538,52 +309,6 @@ class FixedPoint(_Grammar):
             still = only_minus and digit == 0
             if not (last and still):  # -0 is +0
                 yield 2 + digit, "end" if last else (told + 1, still)
-
-
-class Repeated(_Grammar):
-    """A number written several times; what most of the copies say counts, so one wild token is outvoted.
-
-        >>> codec = Repeated(Normalized(low=0.0, high=8.0, base=2, digits=3), times=3)
-        >>> codec.encode(5.2)
-        [1, 0, 1, 1, 0, 1, 1, 0, 1]
-        >>> codec.decode([1, 0, 1, 0, 0, 1, 1, 0, 1])
-        5.5
-
-    The grammar leaves each copy free. A tie goes to the median of what is tied, the lower one of two; special values
-    count as one candidate each and lose ties to numbers. After Decoding-based Regression (arXiv 2501.19383).
-    """
-
-    def __init__(self, codec: NumberCodec, *, times: int = 3) -> None:
-        if times < 1:
-            raise UserError(f"got times={times}, expected 1 or more")
-        self.codec, self.times = codec, times
-        self.domain, self.vocabulary, self.specials = codec.domain, codec.vocabulary, codec.specials
-        self.num_tokens = times * codec.num_tokens
-        end = len(codec.mask) - 1
-        # copy k stands in states k * end ...; the end of one copy is the beginning of the next
-        tables = [np.where(codec.mask[:-1], codec.next_state[:-1] + k * end, -1) for k in range(times)]
-        self.next_state = np.concatenate([*tables, codec.next_state[-1:]])
-        self.mask = self.next_state >= 0
-
-    def encode(self, value: float) -> list[int]:
-        return self.codec.encode(value) * self.times
-
-    def decode(self, ids: Sequence[int]) -> float:
-        return math.nan if self.special(ids) else self._vote(ids)[1]
-
-    def special(self, ids: Sequence[int]) -> str | None:
-        self._check_whole(ids)
-        return self._vote(ids)[0]
-
-    def _vote(self, ids: Sequence[int]) -> tuple[str | None, float]:
-        length = self.codec.num_tokens
-        copies = [ids[i : i + length] for i in range(0, len(ids), length)]
-        named = [(self.codec.special(copy), self.codec.decode(copy)) for copy in copies]
-        said = Counter((name, 0.0 if name else value) for name, value in named)  # NaN equals nothing, itself included
-        most = max(said.values())
-        tied = [choice for choice, count in said.items() if count == most]
-        numbers = sorted(value for name, value in tied if name is None)
-        return (None, numbers[(len(numbers) - 1) // 2]) if numbers else tied[0]
 
 
 def _exponent_of(exact: Fraction, base: int) -> int:
