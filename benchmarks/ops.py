@@ -1,7 +1,7 @@
 """The fused ops of the numeric head beside eager torch, torch.compile and CUDA graphs, one CSV row per point.
 
     python benchmarks/ops.py --out ops.csv            # on a GPU: the whole grid
-    python benchmarks/ops.py --quick --out ops.csv    # a few points; on a CPU a rehearsal, "ours" being the definition
+    python benchmarks/ops.py --quick --out ops.csv    # five; on a CPU a rehearsal, "ours" being the definition
 
 numeric_loss: forward and backward of the loss over N rows, hidden size H, V tokens. "eager" writes the definition as
 one would in torch; "ours" is one kernel on the logits of one matrix product. The floor reads h twice and writes its
@@ -29,7 +29,8 @@ from costmodel.ops.numeric_step import numeric_step
 from costmodel.ops.tree_attention import tree_attention
 
 GRID = {"H": (256, 512, 1024), "V": (32, 128, 512), "N": (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)}
-QUICK = {"H": (512,), "V": (128,), "N": (1 << 10, 1 << 14)}
+QUICK = {"H": (512,), "V": (128,), "N": (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 20)}
+LARGEST_ON_CPU = 1 << 14  # rows
 LARGEST_LOGITS = 1 << 29  # N * V beyond this is left out: eager would not fit beside its copies
 COLUMNS = (
     "op", "provider", "mode", "p50_ms", "p20_ms", "p80_ms", "bytes", "share_of_floor", "peak_mb", "config", "device",
@@ -119,6 +120,7 @@ def losses(N, H, V, dtype):
     ours = lambda h, w, *rows: numeric_loss(h, w, None, *rows)[0]  # noqa: E731
     calls = {"eager": both(loss_in_torch), "ours": both(ours)}
     if torch.cuda.is_available():
+        torch.compiler.reset()  # past a few sizes of one function it would give up and run eagerly, unsaid
         calls["compile"] = both(torch.compile(loss_in_torch, dynamic=False))
         calls["compile, graph"] = in_graph(calls["compile"])
         calls["ours, graph"] = in_graph(calls["ours"])
@@ -175,7 +177,7 @@ def points(quick, dtype):
     size = dtype.itemsize
     grid = QUICK if quick else GRID
     for N, H, V in itertools.product(grid["N"], grid["H"], grid["V"]):
-        if N * V <= LARGEST_LOGITS:
+        if N * V <= LARGEST_LOGITS and (torch.cuda.is_available() or N <= LARGEST_ON_CPU):
             config = {"N": N, "H": H, "V": V, "dtype": str(dtype)[6:]}
             yield "numeric_loss", config, 3 * size * (H + V) * N, losses(N, H, V, dtype)
     for R, V in ((64, 128),) if quick else itertools.product((64, 256, 1024, 1 << 14), (32, 128, 512)):

@@ -3,6 +3,7 @@
 import pytest
 
 from costmodel import devices, workloads
+from costmodel.measure.gpu_compiling import GpuCompilePool
 from costmodel.records import Launch
 
 pytest.importorskip("triton")
@@ -267,6 +268,18 @@ def test_launches_can_be_made_without_values(name):
             launches = workload.launch(problem, workload.default, inputs, outputs)
         assert launches
         assert all(isinstance(launch, Launch) for launch in launches)
+
+
+def test_every_default_compiles_without_spills_and_fits():
+    """One problem each, for sm_90; benchmarks/offline_compile.py takes all of them."""
+    chosen = [workloads.load(f"triton/{name}") for name in NAMES]
+    wanted = [(w.path, next(iter(w.problems.values())), w.default, H200.arch) for w in chosen]
+    with GpuCompilePool(instructions=False) as pool:
+        builds = pool.compile(wanted)
+    for name, build in zip(NAMES, builds, strict=True):
+        assert build.status == "compiled", f"{name}: {build.error}"
+        assert build.infeasible(H200) == "", name
+        assert dict(build.facts)["stack_bytes"] == 0, name
 
 
 def test_every_kernel_is_interpreted():

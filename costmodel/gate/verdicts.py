@@ -1,10 +1,9 @@
 """The measured tier: has this change slowed a test down? Pure functions; who runs the tests is passed in.
 
-Base and head run as pairs of processes in random order, one number a
-process (the smallest sample: the only one that preemption leaves alone). The log ratios of a test's pairs go into an
-exact sign-flip test on signed ranks, with Holm's correction over the tests; alpha is shared out over the looks at the
-data, so that pairs may be added while a test is undecided. *Predicted*: a model says how probable it is that a changed
-kernel is slower by more than the threshold.
+Base and head run as pairs of processes in random order, one number a process (the smallest sample: the only one that
+preemption leaves alone). The log ratios of a test's pairs go into an exact sign-flip test on signed ranks, with Holm's
+correction over the tests; alpha is shared out over the looks at the data, so that pairs may be added while a test is
+undecided.
 
 A test has regressed where the slow-down is significant and its estimate exceeds the threshold. So a false alarm needs
 noise that fools the test and that is as large as the threshold; a true slow-down just below the threshold may be told
