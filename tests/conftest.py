@@ -1,12 +1,10 @@
 """What every test gets."""
 
 import ctypes
-import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from answers import asked
 
 
 @pytest.fixture(autouse=True)
@@ -24,20 +22,11 @@ def restored_float_mode():
 @pytest.fixture(scope="session")
 def interpret():
     """(kernel, sizes, config) -> errors, in one process that interprets."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("interpreted.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with asked("interpreted.py") as ask_whole:
 
-    def ask(kernel: str, sizes: dict, config: dict) -> list[float]:
-        process.stdin.write(json.dumps({"kernel": kernel, "sizes": sizes, "config": config}) + "\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        assert "failed" not in answer, answer["failed"]
-        return answer["errors"]
+        def ask(kernel: str, sizes: dict, config: dict) -> list[float]:
+            answer = ask_whole({"kernel": kernel, "sizes": sizes, "config": config})
+            assert "failed" not in answer, answer["failed"]
+            return answer["errors"]
 
-    yield ask
-    process.stdin.close()
-    process.wait()
+        yield ask

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from answers import error
 
 from costmodel import tensors, workloads
 from costmodel.measure.cuda_launch import Arguments
@@ -94,16 +95,6 @@ def errors(kernel: str, sizes: dict, config: dict, replace: dict) -> list[float]
     assert same, "the kernel wrote to its inputs"
     expected = workload.reference(problem, given)
     return [error(y.tensor, right) for y, right in zip(outputs, expected, strict=True)]
-
-
-def error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    assert got.shape == expected.shape, f"got {tuple(got.shape)}, expected {tuple(expected.shape)}"
-    assert got.dtype == expected.dtype, f"got {got.dtype}, expected {expected.dtype}"
-    if not got.is_floating_point():
-        return 0.0 if torch.equal(got, expected) else float("inf")
-    got, expected = got.double(), expected.double()
-    worst = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    return float("inf") if worst.isnan() else float(worst)
 
 
 def in_child(request: dict) -> dict:

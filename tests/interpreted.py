@@ -11,6 +11,7 @@ import traceback
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from answers import error
 
 from costmodel import tensors, workloads
 from costmodel.records import Config
@@ -31,16 +32,6 @@ def errors(kernel: str, sizes: dict, config: dict) -> list[float]:
     same = all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(inputs, before, strict=True))
     assert same, "the kernel wrote to its inputs"
     return [error(*pair) for pair in zip(outputs, workload.reference(problem, inputs), strict=True)]
-
-
-def error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    assert got.shape == expected.shape, f"got {tuple(got.shape)}, expected {tuple(expected.shape)}"
-    assert got.dtype == expected.dtype, f"got {got.dtype}, expected {expected.dtype}"
-    if not got.is_floating_point():
-        return 0.0 if torch.equal(got, expected) else float("inf")
-    got, expected = got.double(), expected.double()
-    worst = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    return float("inf") if worst.isnan() else float(worst)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """Every shipped CUDA kernel: its space, its answers as emulated C++, and that the emulation sees what is wrong."""
 
 import itertools
-import json
 import random
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from answers import asked
 
 from costmodel import devices, tensors, workloads
 from costmodel.records import Config, Launch, UserError
@@ -75,22 +73,12 @@ def emulate():
     """(kernel, sizes, config, changes of its text) -> the answer of a child of one process that emulates."""
     if sys.platform != "linux" or not shutil.which("g++"):
         pytest.skip("needs Linux and g++")
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("emulated.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with asked("emulated.py") as ask_whole:
 
-    def ask(kernel: str, sizes: dict, config: dict, replace: dict | None = None) -> dict:
-        request = {"kernel": kernel, "sizes": sizes, "config": config, "replace": replace or {}}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        def ask(kernel: str, sizes: dict, config: dict, replace: dict | None = None) -> dict:
+            return ask_whole({"kernel": kernel, "sizes": sizes, "config": config, "replace": replace or {}})
 
-    yield ask
-    process.stdin.close()
-    process.wait()
+        yield ask
 
 
 @pytest.mark.parametrize("name", NAMES)
