@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from costmodel import baselines, dataset, stats, workloads
+from costmodel import baselines, conformal, dataset, stats, uncertainty, workloads
 from costmodel.evaluate import average, evaluate_points, predict_all
 from costmodel.examples import fit
 from costmodel.predictor import NeuralCostModel
@@ -76,9 +76,7 @@ def calibrate(test, predictions):
     the other half what that factor then covers. -> (factor, coverage as predicted, coverage with the factor)."""
     spaces = {s: i for i, s in enumerate(dict.fromkeys((m.variant.kernel.identity, m.variant.problem) for m in test))}
     half = np.array([spaces[m.variant.kernel.identity, m.variant.problem] % 2 == 0 for m in test])
-    low, middle, high = (np.log2([p.quantile_us(q) for p in predictions]) for q in (0.05, 0.5, 0.95))
-    off = np.log2([m.latency_us for m in test]) - middle
-    needed = np.where(off >= 0, off / np.maximum(high - middle, 1e-6), off / np.minimum(low - middle, -1e-6))
+    needed = conformal.scores("stretch", uncertainty.bands(predictions), np.log2([m.latency_us for m in test]))
     factor = float(np.quantile(needed[half], 0.9))
     return factor, float((needed <= 1).mean()), float((needed[~half] <= factor).mean())
 

@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 
 from costmodel.dataset import SpaceKey, space_key
-from costmodel.devices import peak_tflops
+from costmodel.devices import sheet_numbers
 from costmodel.features import config_features, variant_features
 from costmodel.floor import estimate_us, floor_us, has_estimate, has_floor
 from costmodel.gaussian import MaternProcess
@@ -245,11 +245,8 @@ def sheet_distance(one: Device, other: Device) -> tuple[bool, bool, float]:
 
     The last is the sum of |log2 ratio| of f32 rate, bandwidth, units, clock and L2, where both sheets state them.
     """
-    numbers = [
-        (peak_tflops(d, "f32"), d.peak_gb_per_s, float(d.num_units), d.clock_mhz, float(d.l2_bytes))
-        for d in (one, other)
-    ]
-    ratios = [abs(math.log2(a / b)) for a, b in zip(*numbers, strict=True) if a > 0 and b > 0]
+    numbers = zip(sheet_numbers(one), sheet_numbers(other), strict=True)
+    ratios = [abs(math.log2(a / b)) for a, b in numbers if a > 0 and b > 0]
     return one.vendor != other.vendor, one.arch != other.arch, sum(ratios)
 
 

@@ -36,6 +36,12 @@ def peak_tflops(device: Device, dtype: str) -> float:
     return max((rate for name, rate in device.peak_tflops if not name.startswith("i")), default=0.0)
 
 
+def sheet_numbers(device: Device) -> tuple[float, ...]:
+    """What decides speed on most kernels: f32 rate, bandwidth, units, clock and L2; 0 where the sheet has none."""
+    f32 = peak_tflops(device, "f32")
+    return f32, device.peak_gb_per_s, float(device.num_units), device.clock_mhz, float(device.l2_bytes)
+
+
 # ---- published sheets ----
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 
 from costmodel import stats
 from costmodel.dataset import space_key
-from costmodel.records import CostModel, Measurement, Prediction, UserError
+from costmodel.records import Measurement, Prediction, UserError
+from costmodel.uncertainty import predict_all as predict_all
 
 By = Literal["kernel", "problem", "device", "space"]
 MIN_SPACE = 8  # rank correlation of fewer points says nothing
@@ -28,33 +29,29 @@ _KEYS: dict[str, Callable[[Measurement], str]] = {
 }
 
 
-def predict_all(model: CostModel, measurements: Sequence[Measurement]) -> list[Prediction]:
-    """Predictions in the order of the measurements, asked device by device."""
-    answers: dict[int, Prediction] = {}
-    for device in dict.fromkeys(m.device for m in measurements):
-        mine = [i for i, m in enumerate(measurements) if m.device == device]
-        predictions = model.predict([measurements[i].variant for i in mine], device)
-        answers.update(zip(mine, predictions, strict=True))
-    return [answers[i] for i in range(len(measurements))]
-
-
 def average(members: Sequence[Sequence[Prediction]]) -> np.ndarray:
     """Geometric mean of the members' medians, in microseconds: how several models rank as one."""
     return 2.0 ** np.log2([[p.median_us for p in member] for member in members]).mean(axis=0)
 
 
 def evaluate(
-    measurements: Sequence[Measurement], predictions: Sequence[Prediction], *, by: By = "kernel"
+    measurements: Sequence[Measurement],
+    predictions: Sequence[Prediction],
+    *,
+    by: By = "kernel",
+    readout: str = "median",
 ) -> pd.DataFrame:
     """One row a group, and the mean over groups last; failures are left out. Errors are fractions, not per cent.
+
+    readout: what of a prediction is compared, see `Prediction.read_us`.
 
     top1 and top10: the optimum over the best true latency among the 1 and 10 predicted fastest, 1 is perfect. Where a
     model does not know the scale of a space, its mape and median_ape there are NaN, and coverage90 is taken after the
     one factor of mape_scaled; a group averages the spaces that have a figure.
     """
-    medians = np.array([p.median_us for p in predictions])
+    points = np.array([p.read_us(readout) for p in predictions])
     intervals = [(p.quantile_us(0.05), p.quantile_us(0.95)) for p in predictions]
-    return evaluate_points(measurements, medians, intervals, by=by, scale_known=[p.scale_known for p in predictions])
+    return evaluate_points(measurements, points, intervals, by=by, scale_known=[p.scale_known for p in predictions])
 
 
 def evaluate_points(

@@ -6,7 +6,7 @@ predictions = model.predict(workload.variants(problem, device), device)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from costmodel import dataset
+from costmodel import conformal, dataset, uncertainty
 from costmodel.correction import Correction
 from costmodel.familiarity import Familiarity
 from costmodel.features import schema_features
 from costmodel.model import checkpoint, decode
 from costmodel.model.decoder import PrefixCache, encode_prefix, pad
-from costmodel.records import Config, Device, Measurement, Prediction, Variant
+from costmodel.records import Config, Device, Measurement, Prediction, UserError, Variant
 from costmodel.serialize import device_text, prompt, reference_us, vendor_only
 from costmodel.tokens import Encoded, TextTokenizer
 
@@ -74,16 +74,19 @@ class NeuralCostModel:
 
     def predict(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
         """Same length and order as `variants`; those of one space share one encoding of their prefix."""
-        answers: dict[int, Prediction] = {}
+        answers = dict(self.stream(variants, device))
+        return [answers[i] for i in range(len(variants))]
+
+    def stream(self, variants: Sequence[Variant], device: Device) -> Iterator[tuple[int, Prediction]]:
+        """Each variant's place and prediction, space by space. A prediction takes 16 kB: of a large space one looks at
+        them as they come and keeps few."""
         spaces: dict[dataset.SpaceKey, list[int]] = {}
         for i, variant in enumerate(variants):
             spaces.setdefault(dataset.space_of(variant, device), []).append(i)
         for indices in spaces.values():
             for start in range(0, len(indices), BATCH):
                 batch = indices[start : start + BATCH]
-                predictions = self._predict_group([variants[i] for i in batch], device)
-                answers.update(zip(batch, predictions, strict=True))
-        return [answers[i] for i in range(len(variants))]
+                yield from zip(batch, self._predict_group([variants[i] for i in batch], device), strict=True)
 
     def predict_frame(self, variants: Sequence[Variant], device: Device) -> pd.DataFrame:
         """Predictions as a table: one row a variant, parameters and latency quantiles as columns."""
@@ -104,9 +107,8 @@ class NeuralCostModel:
 
     def rank(self, variants: Sequence[Variant], device: Device) -> list[Variant]:
         """Fastest predicted first; those that will probably fail last."""
-        predictions = self.predict(variants, device)
-        order = sorted(range(len(variants)), key=lambda i: (predictions[i].p_fail > 0.5, predictions[i].median_us))
-        return [variants[i] for i in order]
+        keys = {i: (p.p_fail > 0.5, p.median_us) for i, p in self.stream(variants, device)}
+        return [variants[i] for i in sorted(range(len(variants)), key=keys.__getitem__)]
 
     def slowdowns(self, pairs: Sequence[tuple[Variant, Variant]], device: Device) -> np.ndarray:
         """(N, K): for each pair, equally likely values of log2(latency of the second / latency of the first).
@@ -133,6 +135,37 @@ class NeuralCostModel:
                 self._measured.setdefault(dataset.space_key(m), {})[m.variant] = m.latency_us
         self._corrections.clear()
 
+    def calibrate(
+        self, measurements: Sequence[Measurement], *, alpha: float = 0.1, device: Device | None = None
+    ) -> pd.DataFrame:
+        """Stretch all predictions about their medians so that intervals of 1 - alpha hold their share of new spaces.
+
+        measurements: of spaces that the model neither was trained on nor told. Spaces whose predictions are trusted and
+        the others are calibrated apart (Mondrian; Vovk et al. 2005), each by the "stretch" of `conformal`; with a
+        device, a space weighs by `conformal.device_weight` of its own. Where only the order is known, it is the
+        interval about the space's best scale. -> one row a kind: spaces, rows, covered before, factor; an infinite
+        factor (too few spaces) is not applied, and predictions of that kind say so in their reason.
+        """
+        rows = [m for m in measurements if m.status == "ok"]
+        if told := sum((m.variant, m.device) in self._told for m in rows):
+            raise UserError(f"got {told} measurements that `update` was told, expected others: calibrate on those")
+        self.details = {name: value for name, value in self.details.items() if name != "spread"}
+        predictions = uncertainty.predict_all(self, rows)
+        trusted = np.array([p.trust for p in predictions], dtype=bool)
+        kinds = {"trusted": trusted, "untrusted": ~trusted}
+        found = {
+            name: _calibrated(rows, predictions, np.flatnonzero(kind), alpha, device) for name, kind in kinds.items()
+        }
+        if not any(np.isfinite(row["factor"]) for row in found.values()):
+            spaces = {name: row["spaces"] for name, row in found.items()}
+            raise UserError(
+                f"got {spaces['trusted']} trusted and {spaces['untrusted']} untrusted spaces, expected at least "
+                f"{conformal.least_spaces(alpha)} of a kind{' near the device' if device else ''} for alpha={alpha:g}"
+            )
+        factors = {name: row["factor"] for name, row in found.items()}
+        self.details["spread"] = {name: f if np.isfinite(f) else None for name, f in factors.items()}
+        return pd.DataFrame(found).T.rename_axis("kind").reset_index()
+
     # -- one space ------------------------------------------------------------------------------------------------
 
     def _predict_group(self, variants: Sequence[Variant], device: Device) -> list[Prediction]:
@@ -149,6 +182,8 @@ class NeuralCostModel:
         if not scale_known:
             reason = f"{reason}; only the order means something until one config of this problem is measured"
         spread = self.details.get("spread", {}).get("trusted" if trust else "untrusted", 1.0)
+        if spread is None:
+            reason, spread = f"{reason}; its interval is not calibrated", 1.0
         z = middle[:, None] + (told.support.numpy() - middle[:, None]) * spread
         z += (log2_reference + residual)[:, None]
         return [
@@ -267,6 +302,29 @@ class NeuralCostModel:
         return np.concatenate([self._network(part, device).quantile(0.5).numpy() for part in parts])
 
 
+def _calibrated(
+    measurements: Sequence[Measurement],
+    predictions: Sequence[Prediction],
+    rows: np.ndarray,
+    alpha: float,
+    device: Device | None,
+) -> dict[str, Any]:
+    """What `NeuralCostModel.calibrate` says of the chosen rows, the factor on their half widths among it."""
+    mine, told = [measurements[i] for i in rows], [predictions[i] for i in rows]
+    spaces = [dataset.space_key(m) for m in mine]
+    claimed = uncertainty.bands(told, alpha=alpha)
+    true = np.log2([m.latency_us for m in mine])
+    for space in {key for key, p in zip(spaces, told, strict=True) if not p.scale_known}:
+        here = np.array([key == space for key in spaces])
+        true[here] -= np.median(true[here] - claimed.middle[here])
+    scores, weights = conformal.scores("stretch", claimed, true), conformal.space_weights(spaces)
+    covered = float(np.average(scores <= 1, weights=weights)) if mine else float("nan")
+    if device is not None:
+        weights *= [conformal.device_weight(device, m.device) for m in mine]
+    factor = conformal.conformal_quantile(scores, alpha, weights=weights)
+    return {"spaces": len(set(spaces)), "rows": len(mine), "covered": covered, "factor": factor}
+
+
 def _difference(before: decode.Distribution, after: decode.Distribution) -> np.ndarray:
     """(COPULA_POINTS**2,) equally likely differences second - first of two distributions of one row each."""
     middles = scipy.stats.norm.ppf((np.arange(COPULA_POINTS) + 0.5) / COPULA_POINTS)
@@ -277,6 +335,4 @@ def _difference(before: decode.Distribution, after: decode.Distribution) -> np.n
 
 def _at(told: decode.Distribution, q: np.ndarray) -> np.ndarray:
     """The inverse CDF of the only row, as `decode.Distribution.quantile` has it, at many q at once."""
-    support, weights = told.support[0].numpy(), told.weights[0].numpy()
-    edges = np.concatenate([support[:1], (support[1:] + support[:-1]) / 2, support[-1:]])
-    return np.interp(q, np.concatenate([[0.0], np.cumsum(weights) / weights.sum()]), edges)
+    return uncertainty.inverse_cdf(told.support[0].numpy(), told.weights[0].numpy(), q)

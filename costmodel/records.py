@@ -10,9 +10,11 @@ kept and statistics are derived from them; a failure is a status, not an excepti
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,9 @@ DTYPES = {
     "bool": "bool",
 }  # fmt: skip
 STATUSES: tuple[str, ...] = get_args(Status)
+READOUTS = ("median", "mean", "mean-raw", "relative", "mode")
+COPULA_STEPS = 256  # least number of ranks at which two dependent latencies are compared
+_NORMAL = statistics.NormalDist()
 
 
 class UserError(Exception):
@@ -250,6 +255,29 @@ class Prediction:
             below += weight
         return self.support_us[-1]
 
+    def read_us(self, readout: str) -> float:
+        """One number for the distribution: the best guess under a loss (RAIL, arXiv 2403.04182), or its peak.
+
+        median: least absolute error, of the latency as of its logarithm. mean: least squared error of log2 latency.
+        mean-raw: least squared error of the latency. relative: least |guess - latency| / latency, the median under
+        weights w / latency. mode: where the density over log2 latency is highest.
+        """
+        if readout not in READOUTS:
+            raise UserError(f"got readout {readout!r}, expected one of {', '.join(READOUTS)}")
+        if readout == "median":
+            return self.median_us
+        if readout == "mean-raw":
+            return self.mean_us
+        points = list(zip(self.support_us, self.weights, strict=True))
+        if readout == "mean":
+            return 2.0 ** sum(w * math.log2(x) for x, w in points)
+        if readout == "relative":
+            shares = [w / x for x, w in points]
+            return Prediction(self.support_us, tuple(share / sum(shares) for share in shares)).median_us
+        cells = [self._cell(i) for i in range(len(points))]
+        density = [w / max(math.log2(right / left), 1e-9) for (left, right), (_, w) in zip(cells, points, strict=True)]
+        return self.support_us[density.index(max(density))]
+
     def probability_below(self, latency_us: float) -> float:
         """The CDF that `quantile_us` inverts."""
         below = 0.0
@@ -260,11 +288,63 @@ class Prediction:
             below += weight if latency_us >= right else weight * (latency_us - left) / (right - left)
         return below
 
+    @property
+    def log2_width(self) -> float:
+        """How many doublings the 90 % interval spans: the less, the surer."""
+        return math.log2(self.quantile_us(0.95) / self.quantile_us(0.05))
+
+    def abstains(self, *, max_factor: float = 8.0) -> bool:
+        """Whether to measure rather than to believe: its scale is unknown, it is not trusted, or the ends of its 90 %
+        interval lie further apart than `max_factor`."""
+        return not (self.scale_known and self.trust) or self.log2_width > math.log2(max_factor)
+
+    def probability_faster_than(self, other: Prediction, *, correlation: float = 0.0) -> float:
+        """P(this runs and is faster than the other), where one that fails is never faster; a tie counts half.
+
+        correlation: of a Gaussian copula between the two latencies (both depend on what the model got wrong about their
+        kernel). At 0 they are independent and the integral is exact. Failures are independent of everything.
+
+        With Q(u) this latency's quantiles and G the other's CDF,
+        P(other > Q(u) | u) = 1 - Phi((Phi^-1(G(Q(u))) - r Phi^-1(u)) / sqrt(1 - r^2)),
+        averaged over u by the midpoint rule between the kinks of G(Q(u)), which is linear there.
+        """
+        if not -1.0 < correlation < 1.0:
+            raise UserError(f"got correlation={correlation}, expected a number above -1 and below 1")
+        (edges, cdf), (other_edges, other_cdf) = self._table(), other._table()
+        ranks = {*cdf, *(_interpolated(us, edges, cdf) for us in other_edges)}
+        ranks |= {i / COPULA_STEPS for i in range(COPULA_STEPS + 1)} if correlation else {0.0, 1.0}
+        faster = 0.0
+        for low, high in itertools.pairwise(sorted(ranks)):
+            rank = (low + high) / 2
+            below = _interpolated(_interpolated(rank, cdf, edges), other_edges, other_cdf)
+            if correlation and 0.0 < below < 1.0:
+                normal = _NORMAL.inv_cdf(below) - correlation * _NORMAL.inv_cdf(rank)
+                below = _NORMAL.cdf(normal / math.sqrt(1 - correlation**2))
+            faster += (high - low) * (1.0 - below)
+        return (1.0 - self.p_fail) * (other.p_fail + (1.0 - other.p_fail) * faster)
+
+    def _table(self) -> tuple[list[float], list[float]]:
+        """The ends of the cells, ascending, and the CDF at each: 0 at the first, 1 at the last."""
+        total = sum(self.weights)
+        edges = [self.support_us[0], *(self._cell(i)[1] for i in range(len(self.support_us)))]
+        return edges, [0.0, *(min(below / total, 1.0) for below in itertools.accumulate(self.weights))]
+
     def _cell(self, i: int) -> tuple[float, float]:
         """What a support point stands for: from half way to its left neighbour to half way to its right one."""
         left = self.support_us[i] if i == 0 else (self.support_us[i - 1] + self.support_us[i]) / 2
         last = i == len(self.support_us) - 1
         return left, self.support_us[i] if last else (self.support_us[i] + self.support_us[i + 1]) / 2
+
+
+def _interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """y at x, linear between ascending xs and constant beyond them; where several xs equal x, half way up the step."""
+    first, last = bisect.bisect_left(xs, x), bisect.bisect_right(xs, x)
+    if first < last:
+        return (ys[first] + ys[last - 1]) / 2
+    if first in (0, len(xs)):
+        return ys[0] if first == 0 else ys[-1]
+    share = (x - xs[first - 1]) / (xs[first] - xs[first - 1])
+    return ys[first - 1] + share * (ys[first] - ys[first - 1])
 
 
 IsValid = Callable[[Config, Problem, Device], bool]

@@ -1,4 +1,4 @@
-"""What replays showed, as a plot and as one HTML file that opens without a network."""
+"""What replays showed, as a plot and as one HTML file that opens without a network; how predictions kept their word."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
+from costmodel import stats, uncertainty
 from costmodel.records import UserError
 from costmodel.replay import RecordedSpace, Run, grouped
 
@@ -23,6 +24,7 @@ from costmodel.replay import RecordedSpace, Run, grouped
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
 _STYLES = ("-", "--", "-.", ":")
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "costmodel", "font.size": 11, "font.family": "sans-serif"}
+_GUIDE: Any = {"color": "0.6", "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
 
 
 def curves_figure(runs: Iterable[Run]) -> Figure:
@@ -34,10 +36,7 @@ def curves_figure(runs: Iterable[Run]) -> Figure:
     if not by_space:
         raise UserError("got no runs, expected at least one to draw")
     names = list(dict.fromkeys(name for panel in by_space.values() for name in panel))
-    looks = {
-        name: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i // len(_COLOURS) % len(_STYLES)]}
-        for i, name in enumerate(names)
-    }
+    looks = dict(zip(names, _looks(names), strict=True))
     columns = min(len(by_space), 2)  # two panels side by side can still be read on a phone
     rows = math.ceil(len(by_space) / columns)
     with rc_context(_STYLE):
@@ -74,7 +73,7 @@ def _panel(ax: Axes, title: str, panel: Mapping[str, np.ndarray], looks: Mapping
         if len(fractions) > 1:
             ax.fill_between(count, low, high, step="post", color=looks[name]["color"], alpha=0.15, linewidth=0)
         lowest = min(lowest, float(middle[min(4, len(middle) - 1) :].min()))
-    ax.axhline(1 / 1.05, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    ax.axhline(1 / 1.05, **_GUIDE)
     ax.set_title(title, fontsize=9.5, loc="left")
     ax.set_xscale("log")
     last = next(iter(panel.values())).shape[1]
@@ -86,6 +85,64 @@ def _panel(ax: Axes, title: str, panel: Mapping[str, np.ndarray], looks: Mapping
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def reliability_figure(ranks: Mapping[str, Sequence[float]]) -> Figure:
+    """Whether claimed levels came true: name -> `uncertainty.claimed_ranks`. On the left the share of rows below each
+    claimed quantile, calibrated on the diagonal; on the right the histogram of the ranks, calibrated where it is flat.
+    """
+    figure, (left, right) = _panels(ranks, "share of the rows below it", "share of the rows")
+    for (name, one), look in zip(ranks.items(), _looks(ranks), strict=True):
+        claimed, observed = zip(*uncertainty.reliability_by_level(one), strict=True)
+        left.plot(claimed, observed, label=name, linewidth=2, **look)
+        shares = uncertainty.rank_histogram(one)
+        right.stairs(shares, np.linspace(0, 1, shares.size + 1), linewidth=2, **look)
+    left.plot([0, 1], [0, 1], **_GUIDE)
+    right.axhline(0.1, **_GUIDE)
+    left.set(xlabel="claimed quantile", xlim=(0, 1), ylim=(0, 1))
+    right.set(xlabel="rank of what came in what was claimed", xlim=(0, 1), ylim=(0, None))
+    return _with_legend(figure, left)
+
+
+def risk_coverage_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """What abstaining buys: name -> (errors, scores) of `stats.risk_coverage`; the mean error of the share that is
+    answered, surest first, with the area under it in brackets."""
+    figure, (ax,) = _panels(curves, "mean error of what is answered")
+    for (name, (errors, scores)), look in zip(curves.items(), _looks(curves), strict=True):
+        covered, risk, area = stats.risk_coverage(errors, scores)
+        ax.plot(covered, risk, label=f"{name} ({area:.3g})", linewidth=2, **look)
+    ax.set(xlabel="share that is answered", xlim=(0, 1), ylim=(0, None))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return _with_legend(figure, ax)
+
+
+def _looks(names: Iterable[str]) -> list[dict[str, Any]]:
+    return [
+        {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i // len(_COLOURS) % len(_STYLES)]}
+        for i, _ in enumerate(names)
+    ]
+
+
+def _panels(shown: Mapping[str, Any], *labels: str) -> tuple[Figure, list[Axes]]:
+    """A panel for each label of a vertical axis, side by side."""
+    if not shown:
+        raise UserError("got nothing to draw, expected at least one model")
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(0.7 + 3.5 * max(len(labels), 1.5), 3.6 + 0.3 * math.ceil(len(shown) / 2)))
+        figure.set_layout_engine("constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(1, len(labels), squeeze=False)[0])
+        for ax, label in zip(axes, labels, strict=True):
+            ax.set_ylabel(label)
+            ax.grid(alpha=0.25, linewidth=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _with_legend(figure: Figure, panel: Axes) -> Figure:
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 def write_png(figure: Figure, path: Path) -> None:

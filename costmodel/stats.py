@@ -280,6 +280,22 @@ def reliability(claimed: ArrayLike, actual: ArrayLike, *, bins: int = 5) -> list
     ]
 
 
+def risk_coverage(errors: ArrayLike, scores: ArrayLike) -> tuple[Array, Array, float]:
+    """What is gained by leaving the riskiest unanswered (El-Yaniv and Wiener 2010): (coverage, risk, AURC).
+
+    risk[k] is the mean error of the k + 1 rows of lowest score, coverage[k] their share; AURC is the mean risk over all
+    coverages (Geifman et al. 2019). Rows of equal score are taken in random order, in expectation: a constant score has
+    the mean error as risk everywhere.
+    """
+    error, score = _pair(errors, scores)
+    _, tie = np.unique(score, return_inverse=True)
+    order = np.argsort(tie, kind="stable")
+    means = np.bincount(tie, error) / np.bincount(tie)
+    taken = np.arange(1, error.size + 1)
+    risk = np.cumsum(means[tie[order]]) / taken
+    return taken / error.size, risk, float(risk.mean())
+
+
 # ---- tests ----
 
 Alternative = Literal["two-sided", "greater"]

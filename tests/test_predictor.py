@@ -146,6 +146,80 @@ def test_the_network_is_believed_less_of_operators_on_a_device_it_never_saw():
     assert np.abs(unseen).mean() < 0.6 * np.abs(seen).mean()
 
 
+def several_spaces(count, rng, *, error_sd=0.8, **changed):
+    """Measurements of `count` problems, 12 rows each, off the model's medians by an error that they share in part."""
+    rows = []
+    for i in range(count):
+        size = 1000 + 100 * i
+        problem = Problem("toy", (TensorSpec((size,), "f32"),), (("n", size),), 2 * 10**6, 2 * 10**6)
+        variants = [dataclasses.replace(on_text(v, problem), **changed) for v in CANDIDATES[i % 7 :: 9]]
+        shared = rng.normal(0, error_sd)
+        for v, p in zip(variants, fresh().predict(variants, DEVICE), strict=True):
+            rows.append(measurement(v, p.median_us * 2 ** (shared + rng.normal(0, error_sd))))
+    return rows
+
+
+def covered(model, rows):
+    told = model.predict([m.variant for m in rows], DEVICE)
+    return np.mean(
+        [p.quantile_us(0.05) <= m.latency_us <= p.quantile_us(0.95) for p, m in zip(told, rows, strict=True)]
+    )
+
+
+def test_calibrated_intervals_cover_new_spaces_and_are_kept(tmp_path):
+    rng = np.random.default_rng(0)
+    model, rows = fresh(), several_spaces(60, rng)
+    fit_on, new = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    before = covered(model, new)
+    table = model.calibrate(fit_on).set_index("kind")
+    assert table.loc["trusted", "spaces"] == 30
+    assert table.loc["untrusted", "spaces"] == 0
+    assert abs(covered(model, new) - 0.9) < 0.08 < abs(before - 0.9)
+    medians = [p.median_us for p in fresh().predict([m.variant for m in new[:5]], DEVICE)]
+    told = model.predict([m.variant for m in new[:5]], DEVICE)
+    assert [p.median_us for p in told] == pytest.approx(medians, rel=0.05)  # cells are even in us, and now wider
+    model.save_pretrained(tmp_path)
+    again = NeuralCostModel.from_pretrained(tmp_path)
+    assert again.details["spread"] == model.details["spread"]
+    kept = [p.quantile_us(0.95) for p in again.predict([m.variant for m in new[:5]], DEVICE)]
+    assert kept == pytest.approx([p.quantile_us(0.95) for p in told], rel=0.1)  # weights are stored in bfloat16
+    assert model.calibrate(fit_on).set_index("kind").loc["trusted"].equals(table.loc["trusted"])  # not on top of itself
+
+
+def test_too_few_spaces_are_said_not_hidden():
+    model, rng = fresh(), np.random.default_rng(1)
+    with pytest.raises(
+        UserError, match=r"8 trusted and 0 untrusted spaces, expected at least 9 of a kind for alpha=0\.1"
+    ):
+        model.calibrate(several_spaces(8, rng))
+    strange = Kernel("strange", "cpp", "int strange() { return sizeof(nothing) / entirely::known[7]; }", KERNEL.schema)
+    untrusted = several_spaces(4, rng, kernel=strange)
+    model.calibrate([*several_spaces(12, rng), *untrusted])
+    assert model.details["spread"]["untrusted"] is None
+    (told,) = model.predict([untrusted[0].variant], DEVICE)
+    assert "its interval is not calibrated" in told.reason
+    assert told.quantile_us(0.95) == fresh().predict([untrusted[0].variant], DEVICE)[0].quantile_us(0.95)
+
+
+def test_calibration_for_a_device_weighs_spaces_by_their_devices():
+    rng = np.random.default_rng(2)
+    rows = several_spaces(30, rng)
+    alike, far = fresh(), fresh()
+    plain = fresh().calibrate(rows).set_index("kind").loc["trusted", "factor"]
+    same = alike.calibrate(rows, device=DEVICE).set_index("kind").loc["trusted", "factor"]
+    assert same == plain  # every space is of that device
+    with pytest.raises(UserError, match="of a kind near the device"):
+        far.calibrate(rows, device=devices.find("H100 SXM"))
+
+
+def test_calibration_takes_nothing_that_the_model_was_told():
+    model = fresh()
+    rows = several_spaces(10, np.random.default_rng(3))
+    model.update(rows[:2])
+    with pytest.raises(UserError, match="got 2 measurements that `update` was told"):
+        model.calibrate(rows)
+
+
 def test_rank_puts_likely_failures_last():
     model = fresh()
     ranked = model.rank([m.variant for m in TRAINING], DEVICE)

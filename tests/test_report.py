@@ -40,6 +40,28 @@ def test_a_picture_is_written_and_is_the_same_every_time(runs, tmp_path):
     assert first == second
 
 
+def test_reliability_is_drawn_as_observed_over_claimed(tmp_path):
+    ranks = {"calibrated": np.linspace(0.001, 0.999, 999), "too narrow": np.repeat([0.0, 1.0], 50)}
+    left, right = (figure := report.reliability_figure(ranks)).axes
+    lines = {line.get_label(): line for line in left.get_lines()}
+    assert lines["calibrated"].get_ydata() == pytest.approx(lines["calibrated"].get_xdata(), abs=0.01)
+    assert set(lines["too narrow"].get_ydata()) == {0.5}
+    shares = [patch.get_data().values for patch in right.patches]
+    assert shares[0] == pytest.approx([0.1] * 10, abs=0.002)
+    assert shares[1].tolist() == [0.5, *[0.0] * 8, 0.5]
+    report.write_png(figure, tmp_path / "reliability.png")
+    assert (tmp_path / "reliability.png").stat().st_size > 5000
+    with pytest.raises(UserError, match="nothing to draw"):
+        report.reliability_figure({})
+
+
+def test_risk_coverage_is_drawn_surest_first():
+    (ax,) = report.risk_coverage_figure({"width": ([3.0, 1.0, 2.0], [3.0, 1.0, 2.0])}).axes
+    (line,) = ax.get_lines()
+    assert line.get_label() == "width (1.5)"
+    assert line.get_ydata().tolist() == [1.0, 1.5, 2.0]
+
+
 class Outline(HTMLParser):
     """Counts tags and checks that they close in order."""
 

@@ -272,3 +272,30 @@ def test_holm_rejects_what_bonferroni_over_every_subset_rejects(p_values: list[f
         worst = max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s)
         assert p == pytest.approx(worst)
         assert (p <= alpha) == (worst <= alpha) or p == pytest.approx(alpha)
+
+
+# ---- abstaining ----
+
+
+def test_risk_coverage_by_hand():
+    covered, risk, area = stats.risk_coverage([4.0, 1.0, 3.0, 2.0], [40.0, 10.0, 30.0, 20.0])
+    assert covered.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == [1.0, 1.5, 2.0, 2.5]
+    assert area == pytest.approx(1.75)
+
+
+def test_a_constant_score_gains_nothing_whatever_the_order():
+    _, risk, area = stats.risk_coverage([4.0, 1.0, 3.0, 2.0], [7.0] * 4)
+    assert risk == pytest.approx([2.5] * 4)
+    assert area == pytest.approx(2.5)
+
+
+def test_an_oracle_is_below_a_good_score_and_that_below_a_random_one():
+    rng = np.random.default_rng(6)
+    spread = rng.uniform(0.1, 2.0, 2000)
+    errors = np.abs(spread * rng.standard_normal(2000))
+    scores = {"oracle": errors, "spread": spread, "random": rng.random(2000), "opposite": -errors}
+    areas = [stats.risk_coverage(errors, score)[2] for score in scores.values()]
+    assert areas == sorted(areas)
+    assert areas[1] < 0.75 * areas[2]
+    assert areas[2] == pytest.approx(errors.mean(), rel=0.1)
