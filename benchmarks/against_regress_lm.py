@@ -51,7 +51,9 @@ from transformers import LlamaConfig  # noqa: E402
 from costmodel.codecs.digits import P10  # noqa: E402
 from costmodel.codecs.grids import LogGrid  # noqa: E402
 from costmodel.model import decoder  # noqa: E402
-from costmodel.model.heads import DigitHead, GridHead, Targets  # noqa: E402
+from costmodel.model.digit_head import DigitHead  # noqa: E402
+from costmodel.model.grid_head import GridHead  # noqa: E402
+from costmodel.model.losses import Targets  # noqa: E402
 from costmodel.tokens import TextTokenizer  # noqa: E402
 from costmodel.train import TrainConfig, make_optimizers  # noqa: E402
 

@@ -72,30 +72,32 @@ def format_us(latency_us: float) -> str:
     return f"{latency_us:.4g} us"
 
 
-def prediction_row(variant: Variant, prediction: Prediction) -> dict[str, Any]:
+def prediction_row(variant: Variant, prediction: Prediction, readout: str = "median") -> dict[str, Any]:
     return {
         "kernel": variant.kernel.name,
         "config": variant.config.as_dict(),
         "median_us": prediction.median_us,
+        "estimate_us": prediction.read_us(readout),
         "q05_us": prediction.quantile_us(0.05),
         "q95_us": prediction.quantile_us(0.95),
         "p_fail": prediction.p_fail,
+        "abstains": prediction.abstains(),
         "trust": prediction.trust,
         "reason": prediction.reason,
     }
 
 
-def print_predictions(rows: Sequence[dict[str, Any]], title: str) -> None:
+def print_predictions(rows: Sequence[dict[str, Any]], title: str, readout: str = "median") -> None:
     from rich.table import Table
 
     several = len({row["kernel"] for row in rows}) > 1
     table = Table(title=title, title_justify="left")
     for heading in (["kernel"] if several else []) + ["config"]:
         table.add_column(heading, overflow="fold")
-    for heading in ("median", "5 %", "95 %", "may fail"):
+    for heading in (readout, "5 %", "95 %", "may fail"):
         table.add_column(heading, justify="right")
     for row in rows:
-        numbers = [format_us(row[key]) for key in ("median_us", "q05_us", "q95_us")]
+        numbers = [format_us(row[key]) for key in ("estimate_us", "q05_us", "q95_us")]
         config = ",".join(f"{name}={value}" for name, value in row["config"].items())
         table.add_row(*([row["kernel"]] if several else []), config, *numbers, f"{row['p_fail']:.0%}")
     _console().print(table)

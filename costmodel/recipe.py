@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from costmodel.codecs.grids import LogGrid
 from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
-from costmodel.model.heads import GridHead
+from costmodel.model.heads import make
 from costmodel.records import UserError
 from costmodel.shards import Shards
 from costmodel.train import TrainConfig, TrainSummary, fresh_members, train
@@ -32,6 +31,9 @@ class Recipe:
     hidden_size: int = 64
     layers: int = 2
     vocab_size: int = 4096
+    head: str = "grid"  # one of model.heads.NAMES
+    loss: str | None = None  # terms joined by +; None: the head's own
+    prefix_lm: bool = False  # the prompt is read both ways
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,10 +52,11 @@ def train_members(
 ) -> tuple[list[Member], list[TrainSummary]]:
     """Members of different seeds, or `start` trained further; for the other arguments see `examples.fit`."""
     if start is None:
+        vocabulary = shards.tokenizer.vocab_size
         z = np.concatenate([g.z[~g.failed] for g in shards.groups])
         start = fresh_members(
-            small_config(shards.tokenizer.vocab_size, hidden_size=recipe.hidden_size, layers=recipe.layers),
-            lambda width: GridHead(width, LogGrid(), z_var=float(z.var())),
+            small_config(vocabulary, hidden_size=recipe.hidden_size, layers=recipe.layers, prefix_lm=recipe.prefix_lm),
+            lambda width: make(recipe.head, width, z=z, vocab_size=vocabulary, loss=recipe.loss),
             seeds=range(recipe.seed, recipe.seed + recipe.members),
         )
     work = [

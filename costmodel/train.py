@@ -29,7 +29,8 @@ from transformers import PreTrainedConfig
 
 from costmodel.model import checkpoint, decoder
 from costmodel.model.checkpoint import Member
-from costmodel.model.heads import Head, Targets
+from costmodel.model.heads import Head
+from costmodel.model.losses import Targets
 from costmodel.records import UserError, digest
 
 Objective = Literal["latency", "next-token"]

@@ -10,14 +10,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen3C
 from costmodel.codecs.digits import P10
 from costmodel.codecs.grids import LogGrid
 from costmodel.model import checkpoint, decode, decoder
-from costmodel.model.heads import DigitHead, GridHead, Targets, rank_loss
+from costmodel.model.digit_head import DigitHead
+from costmodel.model.grid_head import GridHead
+from costmodel.model.losses import Targets, rank_loss
 from costmodel.ops.numeric_rows import Bins, gaussian_mass
 from costmodel.records import UserError
 from costmodel.tokens import TextTokenizer
 
 torch.set_num_threads(1)
 
-VOCAB = 61
+VOCAB = 400
 CONFIGS = {
     "llama": decoder.small_config(VOCAB, hidden_size=32, layers=2, heads=4),
     "grouped": Qwen3Config(
@@ -253,7 +255,7 @@ def test_rank_only_rows_teach_through_the_rank_term_alone():
     every = torch.ones(5, dtype=torch.bool)
     loss, parts = head.loss_of(hidden, targets(z, rank_only=every))
     shifted, _ = head.loss_of(hidden, targets([x + 1.5 for x in z], rank_only=every))
-    assert loss.item() == pytest.approx(0.5 * parts["rank"].item())
+    assert loss.item() == pytest.approx(0.5 * parts["pairwise"].item())
     assert loss.item() == pytest.approx(shifted.item(), rel=1e-5)  # blind to the level
     assert head.loss_of(hidden, targets([-x for x in z], rank_only=every))[0].item() != pytest.approx(loss.item())
 
@@ -263,7 +265,7 @@ def test_all_failed_group_has_a_finite_loss_and_gradient():
     hidden = torch.randn(4, 32, requires_grad=True)
     loss, parts = head.loss_of(hidden, targets([math.nan] * 4, [True] * 4))
     loss.backward()
-    assert parts["raft"] == parts["rank"] == 0
+    assert parts["raft"] == parts["pairwise"] == 0
     assert loss.item() == pytest.approx(-head.readout(hidden).log_softmax(-1)[:, -1].mean().item())
     assert torch.isfinite(hidden.grad).all()
 
@@ -392,7 +394,7 @@ def test_a_foreign_backbone_can_be_a_member(tmp_path):
 
 
 def test_broken_folders_get_one_line(tmp_path):
-    with pytest.raises(UserError, match="folder that costmodel saved"):
+    with pytest.raises(UserError, match="expected the config.json of a model folder"):
         checkpoint.load(tmp_path)
     checkpoint.save(tmp_path, [checkpoint.Member(*small(GridHead))], TextTokenizer.train(["x"], vocab_size=400))
     whole = (tmp_path / "model.safetensors").read_bytes()

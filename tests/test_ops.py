@@ -434,7 +434,9 @@ def test_kernels_take_views_and_one_state_for_all(device):
 @pytest.mark.parametrize("kind", ["grid", "digits"])
 def test_a_head_learns_and_writes_the_same_through_kernels(device, kind, monkeypatch):
     from costmodel.model import decoder
-    from costmodel.model.heads import DigitHead, GridHead, Targets
+    from costmodel.model.digit_head import DigitHead
+    from costmodel.model.grid_head import GridHead
+    from costmodel.model.losses import Targets
 
     torch.manual_seed(0)
     codec = LogGrid(low=-3.0, high=5.0, bins=64) if kind == "grid" else P10(mantissa_digits=2, min_exponent=-2)

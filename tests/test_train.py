@@ -13,7 +13,8 @@ from costmodel import train as training
 from costmodel.codecs.digits import P10
 from costmodel.codecs.grids import LogGrid
 from costmodel.model import checkpoint, decoder
-from costmodel.model.heads import DigitHead, GridHead
+from costmodel.model.digit_head import DigitHead
+from costmodel.model.grid_head import GridHead
 from costmodel.records import UserError
 from costmodel.train import Group, TrainConfig, fresh_members, train
 

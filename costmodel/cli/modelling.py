@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,9 @@ from costmodel.cli.shared import (
     KernelFile,
     ModelFolder,
     ProblemText,
+    Readout,
     Seed,
+    Trust,
     candidates_of,
     device_named,
     model_from,
@@ -44,6 +47,10 @@ def train(
         int | None, typer.Option(help="Latency steps per member; as the shipped model's if left out.")
     ] = None,
     members: Annotated[int, typer.Option(help="Networks of different seeds, averaged.")] = 1,
+    head: Annotated[str, typer.Option(help="Numeric head, such as grid, p10, mixture or pointwise.")] = "grid",
+    loss: Annotated[
+        str | None, typer.Option(help="Terms joined by +, such as hl-gauss+raft; the head's own if left out.")
+    ] = None,
     write_shards: Annotated[
         Path | None, typer.Option(help="Only write what training would read to this folder, as token ids.")
     ] = None,
@@ -69,6 +76,8 @@ def train(
         members=members,
         steps=0 if objective == "next-token" else steps or shipped.steps,
         reading_steps=0 if objective == "latency" else shipped.reading_steps,
+        head=head,
+        loss=loss,
         seed=seed,
     )
     begin, tokenizer, _ = checkpoint.load(start) if start else (None, None, None)
@@ -131,10 +140,38 @@ def update(
         print(f"wrote {out}, corrected on {spaces} spaces by {len(ok)} measurements")
 
 
+def calibrate(
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Stores, parquet folders or others' records; repeat for several.")
+    ],
+    model: ModelFolder = None,
+    alpha: Annotated[float, typer.Option(help="What intervals may miss: 0.1 for those of 90 %.")] = 0.1,
+    device: DeviceName = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/model"),
+    as_json: Json = False,
+) -> None:
+    """Stretch a model's intervals so that they hold their share of new spaces (split-conformal, by space).
+
+    The data must be new to the model. With --device, spaces of devices like it weigh more.
+    Example: costmodel calibrate --data mine.sqlite --out runs/mine
+    """
+    from costmodel import devices
+
+    calibrated = model_from(model)
+    table = calibrated.calibrate(read_measurements(data), alpha=alpha, device=devices.find(device) if device else None)
+    calibrated.save_pretrained(out)
+    if as_json:
+        print_json({"model": str(out), "alpha": alpha, "rows": json.loads(table.to_json(orient="records"))})
+    else:
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        print(f"wrote {out}")
+
+
 def evaluate(
     data: Annotated[list[Path], typer.Option("--data", help="Stores or parquet folders; repeat for several.")],
     model: ModelFolder = None,
     by: Annotated[str, typer.Option(help="kernel, problem, device or space: a row each.")] = "kernel",
+    readout: Readout = "median",
     as_json: Json = False,
 ) -> None:
     """Compare predictions with what was measured.
@@ -145,7 +182,7 @@ def evaluate(
 
     measurements = [m for m in read_measurements(data) if m.status == "ok"]
     predictions = evaluation.predict_all(model_from(model), measurements)
-    table = evaluation.evaluate(measurements, predictions, by=by)  # type: ignore[arg-type]
+    table = evaluation.evaluate(measurements, predictions, by=by, readout=readout)  # type: ignore[arg-type]
     if as_json:
         print_json({"rows": json.loads(table.to_json(orient="records"))})
     else:
@@ -158,6 +195,8 @@ def predict(
     config: Annotated[str | None, typer.Option(help="NAME=VALUE,... over the default config.")] = None,
     device: DeviceName = None,
     model: ModelFolder = None,
+    trust: Trust = False,
+    readout: Readout = "median",
     as_json: Json = False,
 ) -> None:
     """Say how long one config would run, without compiling it.
@@ -167,16 +206,16 @@ def predict(
     from costmodel import workloads
     from costmodel.records import Variant
 
-    workload = workloads.load(kernel)
+    workload = workloads.load(kernel, trust=trust)
     chosen = workloads.parse_problem(workload, problem)
     variant = Variant(workload.kernel, chosen, workloads.parse_config(workload, config))
     target = device_named(device, workload.kernel.language)
     answer = model_from(model).predict([variant], target)[0]
-    rows = [prediction_row(variant, answer)]
+    rows = [prediction_row(variant, answer, readout)]
     if as_json:
         print_json(rows)
     else:
-        print_predictions(rows, f"{workload.kernel.name} {chosen}")
+        print_predictions(rows, f"{workload.kernel.name} {chosen}", readout)
 
 
 def rank(
@@ -185,6 +224,8 @@ def rank(
     top: Annotated[int, typer.Option(help="How many to list.")] = 10,
     device: DeviceName = None,
     model: ModelFolder = None,
+    trust: Trust = False,
+    readout: Readout = "median",
     as_json: Json = False,
 ) -> None:
     """Order the configs of a kernel, or of several sources, by predicted latency; nothing is compiled.
@@ -193,12 +234,12 @@ def rank(
     """
     from costmodel import workloads
 
-    target = device_named(device, workloads.load(kernels[0]).kernel.language)
-    candidates, _ = candidates_of(kernels, problem, target)
-    predictions = model_from(model).predict(candidates, target)
-    order = sorted(range(len(candidates)), key=lambda i: predictions[i].median_us)[:top]
-    rows = [prediction_row(candidates[i], predictions[i]) for i in order]
+    target = device_named(device, workloads.load(kernels[0], trust=trust).kernel.language)
+    candidates, _ = candidates_of(kernels, problem, target, trust=trust)
+    told = ((p.read_us(readout), i, p) for i, p in model_from(model).stream(candidates, target))
+    best = heapq.nsmallest(top, told, key=lambda one: one[:2])  # the others are not kept
+    rows = [prediction_row(candidates[i], prediction, readout) for _, i, prediction in best]
     if as_json:
         print_json(rows)
     else:
-        print_predictions(rows, f"{len(candidates)} candidates, {candidates[0].problem}")
+        print_predictions(rows, f"{len(candidates)} candidates, {candidates[0].problem}", readout)

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from costmodel.codecs.grammar import FAILED, Domain, Grammar, State, check_number
+from costmodel.codecs.grammar import FAILED, Domain, Grammar, State, check_domain, check_number
 from costmodel.records import UserError
 
 
@@ -29,9 +29,12 @@ class P10(Grammar):
     first digit is zero for zero alone, and zero has the exponent 0 alone, so each value has one string. Magnitudes that
     would need an exponent below the lowest are 0; above the highest they take the largest number. -0.0, NaN and
     infinities raise ValueError. `failed` stands for a candidate that did not run and is repeated to full length.
+
+    domain "linear": what is written is the slowdown; "log2": its logarithm, or any signed number as it is.
     """
 
     LAYOUTS = ("default", "merged", "exponent_first")
+    detail = "mantissa_digits"
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class P10(Grammar):
         min_exponent: int = -10,
         max_exponent: int = 10,
         layout: str = "default",
+        domain: Domain = "linear",
         specials: Sequence[str] = (FAILED,),
     ) -> None:
         if mantissa_digits < 1 or not min_exponent <= 0 <= max_exponent:
@@ -50,7 +54,7 @@ class P10(Grammar):
         if layout not in self.LAYOUTS:
             raise UserError(f"got layout={layout!r}, expected one of {', '.join(self.LAYOUTS)}")
         self.mantissa_digits, self.min_exponent, self.max_exponent = mantissa_digits, min_exponent, max_exponent
-        self.layout = layout
+        self.layout, self.domain = layout, check_domain(domain)
         whole = range(10 ** (mantissa_digits - 1), 10**mantissa_digits)
         mantissas = ["0" * mantissa_digits, *map(str, whole)] if layout == "merged" else list(map(str, range(10)))
         exponents = [f"E{e}" for e in range(min_exponent, max_exponent + 1)]
@@ -129,7 +133,10 @@ class IEEE(Grammar):
 
     Rounds half to even on the exact value. The first digit is zero for zero alone and an exponent of 0 has a plus, so
     each value has one string. Magnitudes below the lowest exponent are 0, above the highest the largest number.
+    `domain` as in P10.
     """
+
+    detail = "mantissa_digits"
 
     def __init__(
         self,
@@ -137,6 +144,7 @@ class IEEE(Grammar):
         base: int = 10,
         exponent_digits: int = 1,
         mantissa_digits: int = 4,
+        domain: Domain = "linear",
         specials: Sequence[str] = (FAILED,),
     ) -> None:
         if base < 2 or exponent_digits < 1 or mantissa_digits < 1:
@@ -145,6 +153,7 @@ class IEEE(Grammar):
                 "expected a base of at least 2 and at least one digit of each"
             )
         self.base, self.exponent_digits, self.mantissa_digits = base, exponent_digits, mantissa_digits
+        self.domain = check_domain(domain)
         self.max_exponent = base**exponent_digits - 1
         length = 2 + exponent_digits + mantissa_digits
         self._tabulate(["+", "-", *map(str, range(base))], length, specials, self._follow)
@@ -219,6 +228,7 @@ class Normalized(Grammar):
     """
 
     domain: Domain = "log2"
+    detail = "digits"
 
     def __init__(
         self, *, low: float, high: float, base: int = 2, digits: int = 8, specials: Sequence[str] = (FAILED,)
@@ -269,6 +279,7 @@ class FixedPoint(Grammar):
     """
 
     domain: Domain = "log2"
+    detail = "fraction_digits"
 
     def __init__(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from costmodel.records import UserError
 Domain = Literal["linear", "log2"]  # what a codec writes: a number as it is, or its base-2 logarithm
 FAILED, UNMEASURED = "failed", "unmeasured"
 State = Any  # of a grammar, by whatever names it best: hashable
+
+
+_PLAIN: dict[str, Callable[..., Any]] = {"specials": str, "edges": float}  # options that are lists, and of what
 
 
 class NumberCodec(Protocol):
@@ -44,14 +48,20 @@ class NumberCodec(Protocol):
         """Ids that may follow, in ascending order; none after a whole number."""
         ...
 
+    def options(self) -> dict[str, Any]:
+        """What `codecs.codec_from` makes the codec of again, JSON-able."""
+        ...
+
 
 class Grammar:
     """A table of states, as mask and transitions over a vocabulary; the last state is the end.
 
     `specials` are what is said in place of a number: "failed", and "unmeasured" where a codec is made with it.
+    `detail` names the keyword for how many digits are written last, so that a codec with fewer says less exactly.
     """
 
     domain: Domain = "linear"
+    detail: ClassVar[str | None] = None
     vocabulary: tuple[str, ...]
     num_tokens: int
     mask: np.ndarray
@@ -99,6 +109,11 @@ class Grammar:
     def failed(self) -> int:
         return self.specials[FAILED]
 
+    def options(self) -> dict[str, Any]:
+        """The constructor's keywords, each of which a codec keeps under its own name."""
+        kept = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: list(map(_PLAIN[name], value)) if name in _PLAIN else value for name, value in kept.items()}
+
     def allowed_next(self, prefix: Sequence[int]) -> tuple[int, ...]:
         return tuple(map(int, np.flatnonzero(self.mask[self._state(prefix)])))
 
@@ -138,6 +153,12 @@ class _Special:
 
     def __hash__(self) -> int:
         return hash((self.token, self.told))
+
+
+def check_domain(domain: Domain) -> Domain:
+    if domain not in get_args(Domain):
+        raise UserError(f"got domain={domain!r}, expected one of {', '.join(get_args(Domain))}")
+    return domain
 
 
 def check_number(value: float, *, signed_zero: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,9 @@ class Repeated(Grammar):
         tables = [np.where(codec.mask[:-1], codec.next_state[:-1] + k * end, -1) for k in range(times)]
         self.next_state = np.concatenate([*tables, codec.next_state[-1:]])
         self.mask = self.next_state >= 0
+
+    def options(self) -> dict[str, Any]:
+        return {"codec": type(self.codec).__name__, "options": self.codec.options(), "times": self.times}
 
     def encode(self, value: float) -> list[int]:
         return self.codec.encode(value) * self.times

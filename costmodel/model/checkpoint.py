@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from costmodel.codecs.digits import P10
-from costmodel.codecs.grids import LogGrid
+from costmodel.model import foreign
 from costmodel.model.decoder import prepare
-from costmodel.model.heads import DigitHead, GridHead, Head
+from costmodel.model.heads import Head, from_spec
 from costmodel.records import UserError
 from costmodel.tokens import TextTokenizer
 
@@ -66,7 +64,7 @@ def save(
     config = json.loads(backbone.config.to_json_string())
     config |= {"architectures": [type(backbone).__name__], "dtype": "bfloat16"}
     config["costmodel"] = {
-        "format": FORMAT, "members": len(members), "head": _describe(members[0].head), "details": details or {},
+        "format": FORMAT, "members": len(members), "head": members[0].head.spec(), "details": details or {},
     }  # fmt: skip
     _replace(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     tokenizer.save(folder)
@@ -76,25 +74,32 @@ def save(
 def load(folder: str | Path) -> tuple[list[Member], TextTokenizer, dict[str, Any]]:
     """A model folder -> its members in float32, its tokenizer and the details it was saved with."""
     folder = Path(folder)
-    try:
-        ours = json.loads((folder / "config.json").read_text())["costmodel"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"got {folder}, expected a folder that costmodel saved (config.json: {error!r})") from error
-    if ours["format"] > FORMAT:
+    config, document = foreign.config_of(folder)
+    ours: Any = document.get("costmodel")
+    path = folder / "model.safetensors"
+    if isinstance(ours, dict) and isinstance(ours.get("format"), int) and ours["format"] > FORMAT:
         raise UserError(f"got {folder} in format {ours['format']}, expected at most {FORMAT}; update costmodel")
+    members = foreign.check(folder, config, ours, foreign.shapes_of(path))
+    tokenizer = TextTokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"got {folder}, whose tokenizer has {tokenizer.vocab_size} tokens, expected {config.vocab_size}"
+        )
     try:
-        tensors = {name: x.float() for name, x in load_file(folder / "model.safetensors").items()}
-    except Exception as error:  # the library raises its own and OSError
-        raise UserError(f"got {folder}/model.safetensors, expected a whole safetensors file: {error}") from error
-    config = AutoConfig.from_pretrained(folder)
-    plain = {name: x for name, x in tensors.items() if not name.startswith(("ensemble.", "heads."))}
-    members = []
-    for i in range(ours["members"]):
-        own = plain if i == 0 else {name: tensors[f"ensemble.{name}"][i - 1] for name in plain}
-        head = _rebuild(ours["head"], config)
-        head.load_state_dict({name: tensors[f"heads.{name}"][i] for name in head.state_dict()})
-        members.append(Member(_backbone(config, own), head.eval()))
-    return members, TextTokenizer.load(folder), ours["details"]
+        tensors = {name: x.float() for name, x in load_file(path).items()}
+        plain = {name: x for name, x in tensors.items() if not name.startswith(("ensemble.", "heads."))}
+        made = []
+        for i in range(members):
+            own = plain if i == 0 else {name: tensors[f"ensemble.{name}"][i - 1] for name in plain}
+            head = from_spec(config.hidden_size, ours["head"])
+            head.load_state_dict({name: tensors[f"heads.{name}"][i] for name in head.state_dict()})
+            made.append(Member(_backbone(config, own), head.eval()))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # safetensors, torch and transformers each raise their own
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"got {folder}, whose files are not of one model ({reason}); fetch it again") from error
+    return made, tokenizer, ours["details"]
 
 
 def save_training(path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
@@ -141,9 +146,15 @@ def _backbone_tensors(backbone: PreTrainedModel) -> Tensors:
 
 
 def _backbone(config: PreTrainedConfig, tensors: Tensors) -> PreTrainedModel:
-    cls = getattr(transformers, config.architectures[0])  # type: ignore[index]
+    """UserError where a weight is missing: transformers would draw it at random."""
+    cls: Any = foreign.model_class(config)
     with _quiet():
-        return prepare(cls.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)).eval()
+        model, told = cls.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
+    if wrong := [*told["missing_keys"], *told["unexpected_keys"]]:
+        raise UserError(f"got weights that do not fit their config.json, first {wrong[0]}; fetch the folder again")
+    return prepare(model).eval()
 
 
 @contextmanager
@@ -156,25 +167,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _describe(head: Head) -> dict[str, Any]:
-    if isinstance(head, GridHead):
-        grid = head.grid
-        return {"kind": "grid", "low": grid.low, "high": grid.high, "bins": grid.bins, "z_var": head.z_var}
-    codec = head.codec
-    if not isinstance(codec, P10):
-        raise UserError(f"got a digit head over {type(codec).__name__}, expected P10: only that can be saved")
-    limits = {name: getattr(codec, name) for name in ("mantissa_digits", "min_exponent", "max_exponent")}
-    return {"kind": "p10", **limits}
-
-
-def _rebuild(spec: dict[str, Any], config: PreTrainedConfig) -> Head:
-    options = {name: value for name, value in spec.items() if name != "kind"}
-    if spec["kind"] == "grid":
-        z_var = options.pop("z_var")
-        return GridHead(config.hidden_size, LogGrid(**options), z_var=z_var)
-    return DigitHead(config.hidden_size, P10(**options))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

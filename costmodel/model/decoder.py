@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from costmodel.model import foreign
 from costmodel.model.two_part import NAME as TWO_PART
 from costmodel.model.two_part import only_wanted
 from costmodel.records import UserError
@@ -51,12 +54,21 @@ class Branches:
 
 
 def small_config(
-    vocab_size: int, *, hidden_size: int = 96, layers: int = 3, heads: int = 4, max_positions: int = 8192
+    vocab_size: int,
+    *,
+    hidden_size: int = 96,
+    layers: int = 3,
+    heads: int = 4,
+    max_positions: int = 8192,
+    prefix_lm: bool = False,
 ) -> LlamaConfig:
-    """A Llama with RoPE, RMS norm, gated MLP (8/3 of the width, in steps of 32) and tied embeddings."""
+    """A Llama with RoPE, RMS norm, gated MLP (8/3 of the width, in steps of 32) and tied embeddings.
+
+    prefix_lm: the prefix is read both ways (source, and what follows it, each as a whole); suffixes stay causal.
+    """
     if hidden_size % (2 * heads):
         raise UserError(f"got hidden_size={hidden_size} and heads={heads}, expected a multiple of {2 * heads}")
-    return LlamaConfig(
+    config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=-(-8 * hidden_size // 3 // 32) * 32,
@@ -68,6 +80,8 @@ def small_config(
         bos_token_id=None,
         eos_token_id=None,
     )
+    config.update({"prefix_lm": prefix_lm})
+    return config
 
 
 def build(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
@@ -81,12 +95,19 @@ def load(folder: str | Path) -> PreTrainedModel:
     """The causal LM in a folder of the Hugging Face form, in float32."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"got {folder}, which holds no config.json, expected a folder that save_pretrained wrote")
-    return prepare(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    config, _ = foreign.config_of(Path(folder))
+    foreign.check_shard_names(Path(folder))
+    safe = {"trust_remote_code": False, "use_safetensors": True}
+    return prepare(AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, **safe))
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Switches two-part attention on where it is exact. Any causal LM of transformers may be given."""
     config = model.config
+    if getattr(config, "prefix_lm", False) and config.model_type not in TWO_PART_FAMILIES:
+        raise UserError(
+            f"got prefix_lm for a {config.model_type} model, expected one of {', '.join(TWO_PART_FAMILIES)}"
+        )
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if config.model_type in TWO_PART_FAMILIES and not windowed:
         model.set_attn_implementation(TWO_PART)
@@ -114,27 +135,34 @@ def encode_prefix(backbone: PreTrainedModel, prefix_ids: Tensor, *, after: Prefi
 
     `after` is the encoding of what stands before these tokens: the source, say, when many problems share it.
     """
-    return extend(backbone, after, backbone.get_input_embeddings()(prefix_ids), reads=1)[0]
+    both_ways = {"both_ways": True} if getattr(backbone.config, "prefix_lm", False) else {}
+    return extend(backbone, after, backbone.get_input_embeddings()(prefix_ids), reads=1, **both_ways)[0]
 
 
 def extend(
-    backbone: PreTrainedModel, prefix: PrefixCache | None, embeddings: Tensor, *, reads: int
+    backbone: PreTrainedModel, prefix: PrefixCache | None, embeddings: Tensor, *, reads: int, **attention: bool
 ) -> tuple[PrefixCache, Tensor]:
     """A prefix (None: the empty one) continued by embeddings (L, D): the longer prefix, and the hidden states of its
     last tokens (reads, D)."""
     length = len(embeddings)
     cache = _copy(prefix.cache) if prefix else DynamicCache(config=backbone.config)
     last = torch.arange(length - reads, length, device=embeddings.device)[None]
-    states = _run(backbone, last, inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True)
+    states = _run(backbone, last, inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True, **attention)
     return PrefixCache(cache, (prefix.length if prefix else 0) + length), states[0]
 
 
-def encode_suffixes(backbone: PreTrainedModel, prefix: PrefixCache, suffix_ids: Tensor, lengths: Tensor) -> Tensor:
-    """suffix_ids (M, L), padded on the right, lengths (M,) -> the state at the last real token of each (M, D).
+def embedded(backbone: PreTrainedModel, suffixes: Tensor) -> Tensor:
+    """Token ids (M, L) -> their embeddings (M, L, D). Floats (M, L, D) are embeddings already: features, say."""
+    return suffixes if suffixes.is_floating_point() else backbone.get_input_embeddings()(suffixes)
+
+
+def encode_suffixes(backbone: PreTrainedModel, prefix: PrefixCache, suffixes: Tensor, lengths: Tensor) -> Tensor:
+    """Ids (M, L) or embeddings (M, L, D), padded on the right, lengths (M,) -> the state at the last real token of each
+    (M, D).
 
     No mask is needed for the padding: attention is causal, and what follows the last real token is not read.
     """
-    embeddings = backbone.get_input_embeddings()(suffix_ids)
+    embeddings = embedded(backbone, suffixes)
     return suffix_states(backbone, prefix, embeddings, lengths[:, None].to(embeddings.device) - 1)[:, 0]
 
 
@@ -145,6 +173,55 @@ def suffix_states(backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Te
     cache = _copy(prefix.cache)
     cache.batch_repeat_interleave(len(embeddings))
     return _run(backbone, wanted, inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+
+
+def tree_states(
+    backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, lengths: Tensor, nodes: Tensor,
+    parents: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """A tree behind each of M suffixes, in one pass: the states (M, 1 + K, D) at its suffix's end and at its K nodes.
+
+    embeddings (M, L, D) and lengths (M,) of the suffixes; nodes (M, K, D); parents (K,): the node before each, an
+    earlier one, or -1 for the suffix's end. A node sees the prefix, its suffix and the nodes on the way to it.
+    """
+    on_the_way = np.eye(len(parents), dtype=np.bool_)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            on_the_way[node] |= on_the_way[parent]
+    own = torch.as_tensor(on_the_way, device=embeddings.device)
+    if not is_two_part(backbone):
+        return _tree_by_paths(backbone, prefix, embeddings, lengths, nodes, parents, own)
+    rows, length = embeddings.shape[:2]
+    steps = torch.arange(length + len(parents), device=embeddings.device)
+    suffix = steps[:length]
+    seen = torch.zeros(rows, len(steps), len(steps), dtype=torch.bool, device=embeddings.device)
+    seen[:, :length, :length] = suffix <= suffix[:, None]
+    seen[:, length:, :length] = suffix < lengths[:, None, None]
+    seen[:, length:, length:] = own
+    positions = torch.cat([suffix.expand(rows, -1), lengths[:, None] - 1 + own.sum(-1)], -1)
+    return _run(
+        backbone, torch.cat([lengths[:, None] - 1, steps[length:].expand(rows, -1)], -1),
+        inputs_embeds=torch.cat([embeddings, nodes], 1), position_ids=prefix.length + positions,
+        attention_mask=_no_mask(embeddings.device), use_cache=False, prefix=prefix.cache, seen=seen,
+    )  # fmt: skip
+
+
+def _tree_by_paths(
+    backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Tensor, lengths: Tensor, nodes: Tensor,
+    parents: Sequence[int], own: Tensor,
+) -> Tensor:  # fmt: skip
+    """Every way from a suffix to a leaf as a row of its own: the same numbers in any model."""
+    row = torch.arange(len(embeddings), device=embeddings.device)[:, None]
+    states = [encode_suffixes(backbone, prefix, embeddings, lengths)] * (1 + len(parents))
+    for leaf in set(range(len(parents))) - set(parents):
+        path = own[leaf].nonzero()[:, 0]
+        steps = torch.arange(len(path), device=embeddings.device)
+        whole = F.pad(embeddings, (0, 0, 0, len(path))).index_put((row, lengths[:, None] + steps), nodes[:, path])
+        for node, state in zip(
+            path.tolist(), suffix_states(backbone, prefix, whole, lengths[:, None] + steps).unbind(1), strict=True
+        ):
+            states[1 + node] = state
+    return torch.stack(states, 1)
 
 
 def branch(
@@ -173,12 +250,15 @@ def _run_on_prefix(
     length = embeddings.shape[1]
     start = prefix.length + own_length
     positions = torch.arange(start, start + length, device=embeddings.device)[None]
-    # a 4-D mask is passed through as it stands; two_part_attention needs none, transformers would build a large one
-    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
     return _run(
-        backbone, wanted, inputs_embeds=embeddings, position_ids=positions, attention_mask=unused, past_key_values=own,
-        use_cache=own is not None, prefix=prefix.cache,
+        backbone, wanted, inputs_embeds=embeddings, position_ids=positions, past_key_values=own,
+        attention_mask=_no_mask(embeddings.device), use_cache=own is not None, prefix=prefix.cache,
     )  # fmt: skip
+
+
+def _no_mask(device: torch.device) -> Tensor:
+    """4-D masks are passed through as they stand; two_part_attention needs none, transformers would make one."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def _run(backbone: PreTrainedModel, wanted: Tensor | None, **inputs: Any) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,16 +35,23 @@ def two_part_attention(
     scaling: float | None = None,
     prefix: DynamicCache | None = None,
     all_tokens: tuple[Tensor, Tensor, Tensor] | None = None,
+    both_ways: bool = False,
+    seen: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls. query (M, H, L, d), key and value (M, G, N, d) -> (M, L, H, d), and no weights.
 
-    With a prefix own keys are causal. `all_tokens` comes from `only_wanted` and takes the place of keys and values.
+    With a prefix own keys are causal, or `seen` (M, N, N) says which of them each token sees. `all_tokens` comes from
+    `only_wanted` and takes the place of keys and values.
+    `both_ways`, without a prefix: every token sees every other, as a prefix language model reads its prompt.
     """
     places = None
     if all_tokens is not None:
         key, value, places = all_tokens
     if prefix is None:
+        if both_ways:
+            out = F.scaled_dot_product_attention(query, *_for_heads(module, key, value), scale=scaling)
+            return out.transpose(1, 2).contiguous(), None
         if places is not None:
             attention_mask = torch.arange(key.shape[2], device=key.device) <= places[:, None, :, None]
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -51,8 +59,16 @@ def two_part_attention(
     layer: Any = prefix.layers[module.layer_idx]  # type: ignore[index]
     # under autocast RoPE leaves queries and keys in float32 beside bfloat16 values
     query, key, shared_key, shared_value = (x.to(value.dtype) for x in (query, key, layer.keys[0], layer.values[0]))
-    out = tree_attention(query, key, value, shared_key, shared_value, scale=scale, places=places)
+    if seen is not None and places is not None:
+        seen, places = seen[torch.arange(len(seen), device=seen.device)[:, None], places], None
+    out = tree_attention(query, key, value, shared_key, shared_value, scale=scale, places=places, seen=seen)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _for_heads(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (M, G, N, d) once for each query head."""
+    groups = int(getattr(module, "num_key_value_groups", 1))
+    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
 
 def only_wanted(layer: Any, args: tuple[Tensor], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -71,13 +87,13 @@ def only_wanted(layer: Any, args: tuple[Tensor], kwargs: dict[str, Any]) -> tupl
     if hasattr(attention, "k_norm"):
         key = attention.k_norm(key)
     key, value = key.transpose(1, 2), value.transpose(1, 2)
-    cos, sin = kwargs["position_embeddings"]  # (1, L, d)
+    cos, sin = (x.expand(len(hidden), -1, -1) for x in kwargs["position_embeddings"])  # (M, L, d)
     key = key * cos[:, None] + rotate_half(key) * sin[:, None]
     if kwargs["past_key_values"] is not None:
         key, value = kwargs["past_key_values"].update(key, value, attention.layer_idx)
     places = wanted + key.shape[2] - hidden.shape[1]  # among all keys of this cache
-    few = {"position_embeddings": (cos[0, wanted], sin[0, wanted]), "past_key_values": None}
     rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+    few = {"position_embeddings": (cos[rows, wanted], sin[rows, wanted]), "past_key_values": None}
     return (hidden[rows, wanted],), {**kwargs, **few, "all_tokens": (key, value, places)}
 
 

@@ -33,38 +33,52 @@ def tree_attention(
     *,
     scale: float,
     places: Tensor | None = None,
+    seen: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """query (M, H, L, d); key, value (M, G, N, d), G divides H; shared_key, shared_value (G, P, d) -> (M, H, L, d).
 
     places (M, L): where among its N own keys each query stands, which sees those up to it; without, the queries are the
-    last L of the N. "auto" is "flash" on a CPU where heads are not grouped, "flex" on a GPU in training (where its
-    compilation, tens of seconds once, pays) and else "torch".
+    last L of the N. seen (M, L, N) bool, in place of places: which of its own keys each query sees; not for "flex".
+
+    "auto" is "flash" on a CPU where heads are not grouped, "flex" on a GPU in training (where its compilation, tens of
+    seconds once, pays) and else "torch".
     """
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"got impl={impl!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
     rows, heads, length, _ = query.shape
     own = key.shape[2]
-    flashes = query.device.type == "cpu" and key.shape[1] == heads and (places is not None or own == length)
+    flashes = (
+        query.device.type == "cpu"
+        and key.shape[1] == heads
+        and (places is not None or seen is not None or own == length)
+    )
     if impl == "auto":
-        impl = "flash" if flashes else "flex" if query.is_cuda and query.requires_grad else "torch"
+        flexes = query.is_cuda and query.requires_grad and seen is None
+        impl = "flash" if flashes else "flex" if flexes else "torch"
+    if impl == "flex" and seen is not None:
+        raise UserError("got impl='flex' with seen, expected places; use auto")
     if impl == "flash":
         if not flashes:
             raise UserError(
                 "got impl='flash', expected tensors on a CPU and as many key heads as query heads; use auto"
             )
-        bias = None if places is None else _seen(places, own).to(query.dtype).log()
+        seen = seen if places is None else _seen(places, own)
+        bias = None
+        if seen is not None:
+            bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float("-inf"))[:, None]
         return _TwoFlashes.apply(query, key, value, shared_key, shared_value, scale, bias)
     if places is None:
         places = torch.arange(own - length, own, device=query.device).expand(rows, length)
     if impl == "flex":
         return _packed(query, key, value, shared_key, shared_value, scale, places)
-    return _one_softmax(query, key, value, shared_key, shared_value, scale, _seen(places, own))
+    seen = _seen(places, own) if seen is None else seen
+    return _one_softmax(query, key, value, shared_key, shared_value, scale, seen[:, None])
 
 
 def _seen(places: Tensor, own: int) -> Tensor:
-    """(M, L) -> (M, 1, L, N) bool."""
-    return torch.arange(own, device=places.device) <= places[:, None, :, None]
+    """(M, L) -> (M, L, N) bool."""
+    return torch.arange(own, device=places.device) <= places[:, :, None]
 
 
 # ------------------------------------------------------------------------------------------------------ the definition
