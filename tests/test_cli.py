@@ -12,8 +12,11 @@ import pytest
 from costmodel.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "devices", "new", "inspect", "collect", "import", "train", "update", "evaluate", "predict",
-            "rank", "tune", "replay")  # fmt: skip
+COMMANDS = ("doctor", "devices", "new", "inspect", "collect", "import", "train", "ablate", "update", "calibrate",
+            "evaluate", "predict",
+            "rank", "explain", "tune", "replay")  # fmt: skip
+STORE = ("ls", "merge", "export", "check", "repair", "backup")
+TABLE = ("build", "show", "apply")
 
 
 def costmodel(*arguments, cwd=ROOT, **environment):
@@ -43,7 +46,12 @@ def refused(done, *words):
 
 
 @pytest.mark.parametrize(
-    "command", [*((c,) for c in COMMANDS), ("store", "ls"), ("store", "merge"), ("store", "export")]
+    "command",
+    [
+        *((c,) for c in COMMANDS),
+        *(("store", c) for c in STORE),
+        *(("table", c) for c in TABLE),
+    ],
 )
 def test_every_command_has_help_with_an_example(command):
     done = costmodel(*command, "--help")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from costmodel.cli.shared import GPU_LANGUAGES, Json, ProblemText, device_named
+from costmodel import reading
+from costmodel.cli.shared import GPU_LANGUAGES, Json, ProblemText, Trust, device_named
 from costmodel.present import inspected_document, print_inspected, print_json
 from costmodel.records import Config, Scalar, UserError
 
@@ -37,6 +38,7 @@ def inspect(
         ),
     ] = None,
     entry: Annotated[str, typer.Option(help="With --signature: the function, where the file has several.")] = "",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compile one config and say what became of it: registers, spills, shared memory, instructions; nothing is run.
@@ -46,9 +48,9 @@ def inspect(
     Example: costmodel inspect mine.py --signature "*fp16:16,*fp16:16,i32" --config BLOCK=1024,num_warps=4 --device A10
     """
     if signature is None:
-        target, title, build = _of_workload(kernel, problem, config, device, stage)
+        target, title, build = _of_workload(kernel, problem, config, device, stage, trust)
     else:
-        target, title, build = _of_function(Path(kernel), entry, signature, config or "", device, stage)
+        target, title, build = _of_function(Path(kernel), entry, signature, config or "", device, stage, trust)
     document = inspected_document(build, target, title)
     if stage is not None and build.launches:
         if stage not in build.launches[0].text:
@@ -65,14 +67,14 @@ def inspect(
 
 
 def _of_workload(
-    kernel: str, problem: str | None, config: str | None, device: str | None, stage: str | None
+    kernel: str, problem: str | None, config: str | None, device: str | None, stage: str | None, trust: bool
 ) -> tuple[Device, str, GpuBuild]:
     from costmodel import workloads
     from costmodel.measure.gpu_compiling import GpuCompilePool
 
     if kernel.endswith(".py") and Path(kernel).is_file():
         _expect_workload(Path(kernel))
-    workload = workloads.load(kernel)
+    workload = workloads.load(kernel, trust=trust)
     if workload.kernel.language not in GPU_LANGUAGES:
         raise UserError(f"got {workload.kernel.name}, a {workload.kernel.language} kernel, expected Triton or CUDA")
     target = _gpu(device, workload.kernel.language)
@@ -84,13 +86,14 @@ def _of_workload(
 
 
 def _of_function(
-    file: Path, entry: str, signature: str, config: str, device: str | None, stage: str | None
+    file: Path, entry: str, signature: str, config: str, device: str | None, stage: str | None, trust: bool
 ) -> tuple[Device, str, GpuBuild]:
     from costmodel import workloads
     from costmodel.measure.gpu_compiling import GpuCompilePool
 
     if not file.is_file():
         raise UserError(f"no file {file}; --signature goes with a Python file that has @triton.jit functions")
+    workloads.expect_trust(file, trust=trust)
     truths: dict[Scalar, Scalar] = {"True": True, "False": False}
     settings = Config.of(**{name: truths.get(x, x) for name, x in workloads.parse_assignments(config).items()})
     target = _gpu(device, "triton")
@@ -113,11 +116,13 @@ def _expect_workload(file: Path) -> None:
     """UserError, with what to type, where the file has jit functions and no WORKLOAD; it is read and not run."""
     from costmodel.workloads import triton_source
 
-    text = file.read_text()
-    functions = [node for node in ast.parse(triton_source(text)).body if isinstance(node, ast.FunctionDef)]
+    text = reading.source(file)
+    functions = [
+        node for node in reading.module(triton_source(text), file.name).body if isinstance(node, ast.FunctionDef)
+    ]
     if not functions or any(
         isinstance(node, ast.Assign) and any(isinstance(x, ast.Name) and x.id == "WORKLOAD" for x in node.targets)
-        for node in ast.parse(text).body
+        for node in reading.module(text, file.name).body
     ):
         return
     function = functions[-1]

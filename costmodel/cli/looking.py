@@ -36,13 +36,23 @@ def doctor(as_json: Json = False) -> None:
         facts["compiler"] = find_compiler().label
     except UserError as error:
         facts["compiler"] = str(error)
+    facts |= {f"worker's {what}": told for what, told in _protections().items()}
     shadows = [name for name in ("kernels", "collectors", "datasets") if Path(name, "__init__.py").exists()]
     facts["shadowing"] = f"{', '.join(shadows)} hide packages of the same name" if shadows else "none"
     if as_json:
         print_json(facts)
         return
     for name, value in facts.items():
-        print(f"{name:14} {value}")
+        print(f"{name:20} {value}")
+
+
+def _protections() -> dict[str, str]:
+    """What the isolated worker can be kept from on this machine; asked of a process, which cannot take it back."""
+    import json
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-P", "-m", "costmodel.measure.sealing"], capture_output=True, text=True)
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"protections": done.stderr.strip()[-200:]}
 
 
 def list_devices(as_json: Json = False) -> None:

@@ -108,7 +108,10 @@ def _defaults(measurements: Sequence[Measurement]) -> dict[str, Config]:
     from costmodel.dataset import kernel_identity
 
     found = {}
+    shipped = {path.stem for path in workloads.shipped("kernels").glob("*/*")}
     for kernel in {m.variant.kernel for m in measurements if m.variant.kernel.source is not None}:
+        if kernel.name not in shipped:
+            continue  # a record may call its kernel anything, a file to execute among it
         try:
             workload = workloads.load(kernel.name)
         except UserError:

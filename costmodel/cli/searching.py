@@ -13,6 +13,7 @@ from costmodel.cli.shared import (
     ProblemText,
     Seed,
     StorePath,
+    Trust,
     candidates_of,
     collector_of,
     device_named,
@@ -29,6 +30,7 @@ def tune(
     model: ModelFolder = None,
     store: StorePath = None,
     seed: Seed = 0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Find the fastest config: rank with the model, benchmark a few in isolation, learn, repeat.
@@ -43,9 +45,9 @@ def tune(
     from costmodel.sittings import combine, measured
 
     limit = search.Budget.parse(budget)
-    language = workloads.load(kernels[0]).kernel.language
+    language = workloads.load(kernels[0], trust=trust).kernel.language
     target = device_named(None, language, advice=COMPILE_INSTEAD)
-    candidates, loaded = candidates_of(kernels, problem, target)
+    candidates, loaded = candidates_of(kernels, problem, target, trust=trust)
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
     collector = collector_of(language)
     prior = model_from(model)

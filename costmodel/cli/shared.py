@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from costmodel import reading
 from costmodel.records import UserError
 
 if TYPE_CHECKING:
@@ -28,14 +29,26 @@ Json = Annotated[bool, typer.Option("--json", help="End standard output with one
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 ModelFolder = Annotated[Path | None, typer.Option("--model", help="A model folder; the shipped model if left out.")]
 StorePath = Annotated[
-    Path | None,
-    typer.Option("--store", help="Store of measurements; $COSTMODEL_STORE or one in your data folder if left out."),
+    str | None,
+    typer.Option(
+        "--store",
+        help="Store of measurements: a file, or postgresql://USER@HOST/DATABASE; $COSTMODEL_STORE or one in your data "
+        "folder if left out.",
+    ),
 ]
 KernelFile = Annotated[str, typer.Argument(help="A kernel: NAME.cpp, NAME.py or the name of a shipped one.")]
 ProblemText = Annotated[
     str | None, typer.Option("--problem", help="A listed name, or sizes such as M=512,N=512; the first if left out.")
 ]
+Readout = Annotated[
+    str, typer.Option("--readout", help="The number read off a prediction: median, mean, mean-raw, relative or mode.")
+]
 DeviceName = Annotated[str | None, typer.Option("--device", help="A device sheet by name; this machine if left out.")]
+
+
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Execute kernel files from outside your project; read them before.")
+]
 
 
 def device_named(name: str | None, language: str = "cpp", *, advice: str = GIVE_DEVICE) -> Device:
@@ -69,25 +82,30 @@ def model_from(folder: Path | None) -> NeuralCostModel:
     return NeuralCostModel.from_pretrained(folder)
 
 
-def store_path(path: Path | None) -> Path:
-    if path is None and "COSTMODEL_STORE" in os.environ:
-        path = Path(os.environ["COSTMODEL_STORE"])
-    if path is None:
+def store_address(given: str | None) -> str:
+    """What was given, what the environment says, or a file in the user's data folder."""
+    address = given or os.environ.get("COSTMODEL_STORE")
+    if not address:
         data = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-        path = data / "costmodel" / "store.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+        address = str(data / "costmodel" / "store.sqlite")
+    if "://" not in address:
+        Path(address).parent.mkdir(parents=True, exist_ok=True)
+    return address
 
 
-def open_store(path: Path | None) -> Store:
+def open_store(given: str | None) -> Store:
     from costmodel.store import Store
 
-    return Store(store_path(path))
+    return Store(store_address(given))
 
 
 def existing(path: Path) -> Path:
+    if str(path).startswith("postgresql"):  # its password is not for the screen
+        raise UserError("got a database, expected a file; `costmodel store export FOLDER --store URL` writes a folder")
     if not path.exists():
         raise UserError(f"no file {path}; give a store or a folder of parquet that exists")
+    if not path.is_dir():
+        reading.regular(path, expected="a store, parquet or a record")
     return path
 
 
@@ -120,12 +138,18 @@ def told_warnings() -> Iterator[list[str]]:
 
 
 def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
-    """Stores, parquet and what others measured (see collectors/tuning_records.py), told apart by what they hold.
+    """As `read_everything`, without what was only compiled: it says nothing about latency and is no failure."""
+    from costmodel.sittings import measured
 
-    What was only compiled is left out: it says nothing about latency and is no failure.
-    """
+    if not (found := measured(read_everything(paths))):
+        raise UserError(f"got no measurement in {', '.join(map(str, paths))}; `costmodel collect` makes some")
+    return found
+
+
+def read_everything(paths: Sequence[Path]) -> list[Measurement]:
+    """Stores, parquet and what others measured (see collectors/tuning_records.py), told apart by what they hold."""
     from costmodel.dataset import read_parquet
-    from costmodel.sittings import combine, measured
+    from costmodel.sittings import combine
     from costmodel.store import Store
 
     found: list[Measurement] = []
@@ -138,8 +162,6 @@ def read_measurements(paths: Sequence[Path]) -> list[Measurement]:
         else:
             with told_warnings():
                 found += combine(tuning_records().read(path))
-    if not (found := measured(found)):
-        raise UserError(f"got no measurement in {', '.join(map(str, paths))}; `costmodel collect` makes some")
     return found
 
 
@@ -148,11 +170,13 @@ def _begins(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def candidates_of(kernels: Sequence[str], problem: str | None, device: Device) -> tuple[list[Variant], list[Workload]]:
+def candidates_of(
+    kernels: Sequence[str], problem: str | None, device: Device, *, trust: bool
+) -> tuple[list[Variant], list[Workload]]:
     """All valid variants of the kernels on one problem; the kernels must compute the same operation."""
     from costmodel import workloads
 
-    loaded = [workloads.load(name) for name in kernels]
+    loaded = [workloads.load(name, trust=trust) for name in kernels]
     chosen = workloads.parse_problem(loaded[0], problem)
     for other in loaded[1:]:
         op = next(iter(other.problems.values())).op

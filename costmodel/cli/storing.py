@@ -18,12 +18,11 @@ from costmodel.cli.shared import (
     Json,
     Seed,
     StorePath,
+    Trust,
     collector_of,
     compile_facts,
     device_named,
-    existing,
     open_store,
-    store_path,
     told_warnings,
     tuning_records,
 )
@@ -51,6 +50,7 @@ def collect(
     device: Annotated[str | None, typer.Option("--device", help="With --offline: a device sheet by name.")] = None,
     store: StorePath = None,
     seed: Seed = 0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Benchmark kernels into a store; what is in the store already is not taken again.
@@ -71,7 +71,7 @@ def collect(
     deadline = None if seconds is None else time.monotonic() + seconds
     counts: Counter[str] = Counter()
     with open_store(store) as opened:
-        for language, loaded in _by_language(kernels or ["cpp"]).items():
+        for language, loaded in _by_language(kernels or ["cpp"], trust=trust).items():
             target = device_named(device, language, advice=GIVE_DEVICE if offline else COMPILE_INSTEAD)
             first, *also = timings = [Timing()] if offline else _timings(timing, language)
             options: dict[str, Any] = {} if offline else {"passes": passes}
@@ -90,7 +90,7 @@ def collect(
             for measurement in progress(taken, "compiling" if offline else "measuring", total=total, quiet=as_json):
                 opened.add([measurement])
                 counts["infeasible" if dict(measurement.counters).get("infeasible") else measurement.status] += 1
-    document = {"compiled" if offline else "measured": dict(counts), "store": str(store_path(store))}
+    document = {"compiled" if offline else "measured": dict(counts), "store": opened.name}
     if as_json:
         print_json(document)
     else:
@@ -109,14 +109,14 @@ def _timings(text: str | None, language: str) -> list[Timing]:
     return [Timing(cache=cache) for cache in both if cache == chosen]
 
 
-def _by_language(kernels: list[str]) -> dict[str, tuple[Workload, ...]]:
+def _by_language(kernels: list[str], *, trust: bool) -> dict[str, tuple[Workload, ...]]:
     """Names, files and languages as workloads, the languages in order of first appearance."""
     from costmodel import workloads
 
     found: dict[str, tuple[Workload, ...]] = {}
     for name in kernels:
         shipped = [f"{name}/{kernel}" for kernel in workloads.names(name)] if name in LANGUAGES else [name]
-        for workload in map(workloads.load, shipped):
+        for workload in (workloads.load(one, trust=trust) for one in shipped):
             language = workload.kernel.language
             found[language] = (*found.get(language, ()), workload)
     return found
@@ -147,13 +147,13 @@ def import_records(
             deque(doubts.watch(opened.measurements(kernel=kernel)), maxlen=0)
     lines = doubts.lines()
     if as_json:
-        print_json({"files": imported, "doubts": lines, "warnings": warned, "store": str(store_path(store))})
+        print_json({"files": imported, "doubts": lines, "warnings": warned, "store": opened.name})
         return
     for entry in imported:
         print(f"{entry['file']}: {entry['statuses']}, {entry['new']} new")
     for line in lines:
         print(f"doubtful: {line}")
-    print(f"imported into {store_path(store)}")
+    print(f"imported into {opened.name}")
 
 
 def _counted(rows: Iterable[Measurement], statuses: Counter[str]) -> Iterator[Measurement]:
@@ -176,7 +176,7 @@ def store_ls(store: StorePath = None, as_json: Json = False) -> None:
 
 
 def store_merge(
-    sources: Annotated[list[Path], typer.Argument(help="Stores to read.")],
+    sources: Annotated[list[str], typer.Argument(help="Stores to read: files, or postgresql://USER@HOST/DATABASE.")],
     store: StorePath = None,
     as_json: Json = False,
 ) -> None:
@@ -184,10 +184,12 @@ def store_merge(
 
     Example: costmodel store merge a.sqlite b.sqlite --store all.sqlite
     """
+    from costmodel.store.database import shown
+
     with open_store(store) as opened:
-        added = {str(path): opened.merge(existing(path)) for path in sources}
+        added = {shown(source): opened.merge(source) for source in sources}
     if as_json:
-        print_json({"added": added, "store": str(store_path(store))})
+        print_json({"added": added, "store": opened.name})
     else:
         for path, count in added.items():
             print(f"{count} new from {path}")
@@ -207,8 +209,8 @@ def store_export(
     from costmodel.sittings import measured
 
     with open_store(store) as opened:
-        if not opened.identities():
-            raise UserError(f"got an empty store {store_path(store)}; `costmodel collect` fills it")
+        if next(opened.measurements(), None) is None:
+            raise UserError(f"got an empty store {opened.name}; `costmodel collect` fills it")
         spaces = {} if form == "parquet" else write_spaces(measured(opened.combined()), folder, form=form)
         rows = opened.export(folder) if form == "parquet" else sum(spaces.values())
     if as_json:
