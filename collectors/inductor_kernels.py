@@ -72,7 +72,7 @@ def from_code(text: str, *, device: Device, folder: Path, references: Mapping[st
             raise UserError(f"{path} exists already and holds another kernel; give a folder of its own")
         path.write_text(content)
         paths.append(path)
-    return Found(tuple(load(path) for path in paths), tuple(left))
+    return Found(tuple(load(path, trust=True) for path in paths), tuple(left))  # just written
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,10 @@ def _reader(path: Path) -> Reader | None:
         head = file.read(_SNIFFED)
     if head.lstrip()[:1] == "{":
         return _json_reader(head)
-    columns = set(next(csv.reader(head.splitlines()[:1]), []))
+    try:
+        columns = set(next(csv.reader(head.splitlines()[:1]), []))
+    except csv.Error:
+        return None
     return next((reader for wanted, reader in _CSV.items() if columns.issuperset(wanted)), None)
 
 
@@ -113,9 +116,15 @@ def _json_reader(head: str) -> Reader | None:
 def _checked(source: Source, reader: Reader) -> Iterator[Measurement]:
     """The rows; at the end one warning of what was left out, or a UserError where nothing was usable."""
     usable = 0
-    for row in reader(source):
-        usable += 1
-        yield row
+    try:
+        for row in reader(source):
+            usable += 1
+            yield row
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"got {source.path}, whose header is not that of its format ({type(error).__name__}: {str(error)[:80]}), "
+            "expected a published record; fetch it again"
+        ) from error
     reasons = [f"{count} entries whose {why}" for why, count in source.left_out.most_common(3)]
     if source.is_cut:
         reasons.append("the end, for the file stops inside an entry or before its closing brackets")

@@ -10,16 +10,17 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodel.features import config_features
 from costmodel.measure.blocks import Confirmation, confirm
 from costmodel.picking import Picker
-from costmodel.records import CostModel, Measurement, Prediction, Runner, UserError, Variant
+from costmodel.records import CostModel, Device, Measurement, Prediction, Runner, UserError, Variant
 
 BATCH = 8
+ASKED = 4096  # candidates that a prior is asked about at once
 NEXT_BEST, CONTENDS = 10, 1.15  # how many are confirmed beside the winner, and how near they must be
 
 
@@ -146,7 +147,8 @@ def tune(
     for two batches. What must not be lost on a kill the runner stores as it measures.
     """
     started = time.monotonic()
-    tuner = Tuner(candidates, [p.predict(candidates, runner.device) for p in priors], default=default, seed=seed)
+    told = [_medians(prior, candidates, runner.device) for prior in priors]
+    tuner = Tuner(candidates, told, default=default, seed=seed)
     wanted = set(candidates)
     measured = [m for m in known if m.variant in wanted]
     tuner.tell(measured)
@@ -182,6 +184,13 @@ def tune(
         p_better_remains=tuner.p_better_remains(),
         stopped_by=stopped_by,
     )
+
+
+def _medians(prior: CostModel, candidates: Sequence[Variant], device: Device) -> list[Prediction]:
+    """Predictions of which only the median and the probability of failure are kept: whole ones take 16 kB each."""
+    parts = (candidates[start : start + ASKED] for start in range(0, len(candidates), ASKED))
+    told = (prediction for part in parts for prediction in prior.predict(part, device))
+    return [replace(p, support_us=(p.median_us,), weights=(1.0,)) for p in told]
 
 
 def _confirm(measured: Sequence[Measurement], default: Variant | None, runner: Runner, seed: int) -> Confirmation:

@@ -112,6 +112,21 @@ def kendall(true: ArrayLike, predicted: ArrayLike) -> float:
     return float(scipy.stats.kendalltau(left, right).statistic)
 
 
+def kendall_apart(true: ArrayLike, predicted: ArrayLike, *, apart: float) -> float:
+    """(concordant - discordant) / pairs, over the pairs whose larger true value is over (1 + apart) times the smaller:
+    closer ones are within the noise. A pair that is predicted equal counts as half right. NaN where there is no pair.
+    """
+    left, right = _pair(true, predicted)
+    order = np.argsort(_positive(left, "true"), kind="stable")
+    left, right = left[order], right[order]
+    first = np.searchsorted(left, (1 + apart) * left, side="right")  # of each, the first that is clearly slower
+    agreed = pairs = 0.0
+    for i, start in enumerate(first):
+        agreed += float(np.sign(right[start:] - right[i]).sum())
+        pairs += left.size - start
+    return float(agreed / pairs) if pairs else float("nan")
+
+
 # ---- size of the error ----
 
 
@@ -163,6 +178,12 @@ def top_k_slowdown(true: ArrayLike, predicted: ArrayLike, k: int) -> float:
     sure, tied = left[right < last], np.sort(left[right == last])
     ceiling = sure.min() if sure.size else np.inf
     return _expected_minimum(tied, k - sure.size, ceiling) / float(optimum)
+
+
+def top_k_error(true: ArrayLike, predicted: ArrayLike, k: int) -> float:
+    """top_k_slowdown - 1: what TpuGraphs (Phothilimthana et al., 2023) reports of a tile model, 0 is perfect. A score
+    over graphs is 1 - its mean."""
+    return top_k_slowdown(true, predicted, k) - 1.0
 
 
 def _expected_minimum(values: Array, count: int, ceiling: float) -> float:

@@ -8,16 +8,19 @@ up knows from them how large a number is. Settings seen in training are one toke
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from costmodel import reading
 from costmodel.records import Prompt, UserError
 
 SPECIALS = ("<pad>", "<eot>", "<sep>")
@@ -26,7 +29,7 @@ MAGNITUDES = tuple(f"<m:{half / 2:g}>" for half in range(LOWEST, HIGHEST + 1))
 _NUMBER = re.compile(r"2\^(-?\d+(?:\.\d+)?)|(?<!\w)\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 # A word with one sign before it, or a run of signs with the line breaks after it (`);\n` is one piece), or blanks.
-_PIECE = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\s*\n+|\s+")
+_PIECE = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\s*\n+|\s+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class TextTokenizer:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(_PIECE, behavior="isolated"),
+                pre_tokenizers.Split(Regex(_PIECE), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -101,12 +104,26 @@ class TextTokenizer:
         """Read a `tokenizer.json`, or the one in a folder."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
+        document = reading.json_object(path, expected="a tokenizer.json")
+        document |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))  # costmodel's has none
+        for pattern in _patterns(document):
+            if pattern != _PIECE:  # a hostile one could take for ever on a kernel's text
+                raise UserError(
+                    f"got {path} that splits text by {str(pattern)[:80]!r}, expected the pattern of costmodel's; "
+                    "train another tokenizer"
+                )
         try:
-            return TextTokenizer(Tokenizer.from_file(str(path)))
+            tokenizer = Tokenizer.from_str(json.dumps(document))
+            if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
+                raise UserError("got a vocabulary with gaps, expected ids from 0 on")
+            return TextTokenizer(tokenizer)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"got {path}, expected a tokenizer.json: {error}") from error
+        except BaseException as error:
+            # The library raises bare Exception, and where its Rust panics one that is no Exception and has no module.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"got {path}, expected a tokenizer.json: {str(error)[:200]}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` (into `path` if that is a folder) that `tokenizers` and transformers read."""
@@ -125,6 +142,10 @@ class TextTokenizer:
     def encode(self, text: str) -> tuple[int, ...]:
         """Plain text, without special tokens."""
         return self._encode_cached(text)
+
+    def encode_measured(self, text: str) -> tuple[int, ...]:
+        """Plain text with a magnitude after each number."""
+        return self._measured_cached(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -175,6 +196,19 @@ class TextTokenizer:
             ids.append(self._magnitudes[min(max(round(2 * log2), LOWEST), HIGHEST) - LOWEST])
             start = match.end()
         return (*ids, *self._encode_cached(text[start:]))
+
+
+def _patterns(document: Any) -> Iterator[Any]:
+    """What a tokenizer's document states as patterns, wherever it does."""
+    left = [value for key, value in document.items() if key not in ("model", "added_tokens")]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from (found for key, found in value.items() if key == "Regex")
+            yield from (found for key, found in value.items() if key == "pattern" and isinstance(found, str))
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
 
 
 def _numeric_order(value: str) -> tuple[bool, float, str]:

@@ -2,7 +2,8 @@
 
 A latency step takes a few search spaces of one kernel under two-part attention: the source is encoded once, on it each
 space's device and problem, on those some of its suffixes; small kernels are taken several at a time. What a step draws
-depends on (seed, member, step) alone, so a run that was killed goes on from its checkpoint as if it had not been.
+(see batches) depends on (seed, member, step) alone, so a run that was killed goes on from its checkpoint as if it had
+not been, and several processes may share one (see parallel).
 
     members = fresh_members(small_config(tokenizer.vocab_size), lambda width: GridHead(width, LogGrid()), seeds=(0, 1))
     train(texts, TrainConfig(objective="next-token", steps=300), members=members)
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -24,50 +24,20 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig
 
+from costmodel.batches import Batches, Group, LatencyBatches, TextBatches
 from costmodel.model import checkpoint, decoder
 from costmodel.model.checkpoint import Member
 from costmodel.model.heads import Head
-from costmodel.model.losses import Targets
+from costmodel.parallel import ALONE, Processes
 from costmodel.records import UserError, digest
 
+__all__ = ["Group", "TrainConfig", "TrainSummary", "fresh_members", "lr_share", "make_optimizers", "train"]
+
 Objective = Literal["latency", "next-token"]
-SPELLED_SHARE = 0.15  # of the steps of a group
-PAD = 0  # the id of <pad>, see tokens.SPECIALS
 LOSS_WINDOW = 50  # steps over which the losses of the summary are averaged
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """What was measured of one search space: a prefix, and n suffixes with what they came to.
-
-    The prefix is `source`, then one of `contexts`: the device and the problem, in as many wordings as training may draw
-    from (the device's numbers jittered or left out), each step one. Groups of equal source are trained together.
-    `spelled`, where given, are the suffixes with some settings written out, as those of an unseen kernel arrive; a step
-    in SPELLED_SHARE takes them. z (n,) is log2(latency / reference), ignored where failed (n,) is True. `rank_only`
-    marks rows that a search gathered: a biased sample of its space, which teaches the order and not the level.
-    """
-
-    source: Sequence[int]
-    contexts: Sequence[Sequence[int]]
-    suffixes: Sequence[Sequence[int]]
-    z: np.ndarray
-    failed: np.ndarray
-    rank_only: bool = False
-    spelled: Sequence[Sequence[int]] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.contexts or not all(self.contexts):
-            raise UserError(f"got a group with contexts {list(self.contexts)}, expected at least one, and none empty")
-        if not len(self.suffixes) == len(self.z) == len(self.failed) > 0:
-            raise UserError(
-                f"got a group with {len(self.suffixes)} suffixes, {len(self.z)} values and {len(self.failed)} flags, "
-                "expected some, and as many of each"
-            )
-        if not np.isfinite(np.asarray(self.z)[~np.asarray(self.failed)]).all():
-            raise UserError("got a group with a value that is not finite, expected that of failures only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +101,24 @@ def train(
     members: Sequence[Member],
     checkpoints: Path | None = None,
     quiet: bool = False,
+    processes: Processes = ALONE,
 ) -> TrainSummary:
     """Trains every member in place and where it is, on the CPU or a GPU: on groups (objective "latency"), or on texts
     as token ids ("next-token").
 
     With `checkpoints`, a folder, each member is saved every `checkpoint_steps`, and a member found there goes on from
-    where it was; it must have been written by the same config on the same examples.
+    where it was; it must have been written by the same config on the same examples. Of several `processes` all are
+    given the same, and the first reads and writes the checkpoints.
     """
-    if not examples:
+    if not len(examples):
         raise UserError("got no examples to train on, expected at least one")
     latency = config.objective == "latency"
     if latency != isinstance(examples[0], Group):
         raise UserError(f"got {type(examples[0]).__name__} examples for objective {config.objective!r}")
     draw: Batches = LatencyBatches(examples, config) if latency else TextBatches(examples, config)  # type: ignore[arg-type]
-    identity = digest(asdict(config), draw.identity())
+    identity = digest(asdict(config), draw.identity)
+    if len(set(processes.gathered(identity))) > 1:
+        raise UserError("got other examples on one process than on another, expected the same; give all the same data")
     started, done, losses, samples = time.perf_counter(), [], [], 0
     console = Console(stderr=True)
     columns = (
@@ -153,7 +127,8 @@ def train(
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+    hidden = quiet or processes.rank > 0 or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden) as progress:
         for index, member in enumerate(members):
             path = checkpoints / f"{config.objective}-{index}.safetensors" if checkpoints else None
             task = progress.add_task(
@@ -161,7 +136,7 @@ def train(
             )
             report = lambda step, loss, task=task: progress.update(task, completed=step, loss=f"loss {loss:.3f}")  # noqa: E731
             with _on(next(member.backbone.parameters()).device):
-                begun, seen, terms = _train_member(member, index, draw, config, path, identity, report)
+                begun, seen, terms = _train_member(member, index, draw, config, path, identity, report, processes)
             done.append(begun)
             samples += seen
             losses.append(terms)
@@ -183,39 +158,57 @@ def _train_member(
     path: Path | None,
     identity: str,
     report: Callable[[int, float], None],
+    processes: Processes,
 ) -> tuple[int, int, dict[str, float]]:
     """Returns the step it began at, the samples it saw and its last losses."""
     network = nn.ModuleDict({"backbone": member.backbone, "head": member.head}).train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizers = make_optimizers(network, config)
-    first = 0
-    history: list[dict[str, float]] = []
-    if path and path.exists():
-        first, history = _resume(path, network, optimizers, identity)
+    first, history = _resume(path, network, optimizers, identity, processes) if path else (0, [])
     samples = 0
     for step in range(first, config.steps):
-        rng = np.random.default_rng((config.seed, index, step))
+        parts = draw.step(np.random.default_rng((config.seed, index, step)))
         share = lr_share(step, config)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
-        loss, terms, count = draw.loss(member, rng)
-        loss.backward()
-        samples += count
-        total = loss.item()
-        if not math.isfinite(total):
-            raise UserError(f"got a loss of {total} at step {step}, expected a finite one; lower the learning rates")
+        losses = _backward(member, draw, parts, processes)
+        samples += sum(part.rows for part in parts)
+        if not math.isfinite(losses["loss"]):
+            raise UserError(
+                f"got a loss of {losses['loss']} at step {step}, expected a finite one; lower the learning rates"
+            )
+        processes.sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        history = [*history, {"loss": total, **terms}][-LOSS_WINDOW:]
-        report(step + 1, total)
-        if path and ((step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps):
+        history = [*history, losses][-LOSS_WINDOW:]
+        report(step + 1, losses["loss"])
+        last = step + 1 == config.steps
+        if path and processes.rank == 0 and ((step + 1) % config.checkpoint_steps == 0 or last):
             _save(path, network, optimizers, identity, step + 1, history)
     network.eval()
     names = sorted({name for row in history for name in row})
     return first, samples, {name: float(np.mean([row[name] for row in history if name in row])) for name in names}
+
+
+def _backward(member: Member, draw: Batches, parts: Sequence[Any], processes: Processes) -> dict[str, float]:
+    """Gradients of this process's part of the mean loss over all rows; returns that loss, and the terms' means over
+    the parts, of all processes."""
+    mine, rows = processes.share(parts), sum(part.rows for part in parts)
+    told: tuple[float, dict[str, list[float]]] = (0.0, {})
+    if mine:
+        loss, terms = draw.loss(member, mine)
+        loss = loss / rows
+        loss.backward()
+        told = (loss.item(), terms)
+    everyone = processes.gathered(told)
+    means = {
+        name: float(np.mean([term for _, terms in everyone for term in terms.get(name, ())]))
+        for name in sorted({name for _, terms in everyone for name in terms})
+    }
+    return {"loss": sum(loss for loss, _ in everyone), **means}
 
 
 def lr_share(step: int, config: TrainConfig) -> float:
@@ -246,94 +239,6 @@ def make_optimizers(network: nn.ModuleDict, config: TrainConfig) -> list[torch.o
     return optimizers
 
 
-class LatencyBatches:
-    """Draws kernels, each with a probability that grows as the root of its size, some of their groups and suffixes."""
-
-    def __init__(self, groups: Sequence[Group], config: TrainConfig) -> None:
-        self.config = config
-        kernels: dict[tuple[int, ...], list[Group]] = {}
-        for group in groups:
-            kernels.setdefault(tuple(group.source), []).append(group)
-        self.kernels = list(kernels.values())
-        weights = np.sqrt([sum(len(group.suffixes) for group in members) for members in self.kernels])
-        self.weights = weights / weights.sum()
-
-    def identity(self) -> str:
-        groups = [group for members in self.kernels for group in members]
-        return digest(
-            [(list(g.source), list(g.contexts[0]), len(g.suffixes), float(np.nansum(g.z))) for g in groups],
-            [int(np.sum(g.failed)) for g in groups],
-        )
-
-    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, dict[str, float], int]:
-        losses: list[Tensor] = []
-        terms: dict[str, list[float]] = defaultdict(list)
-        count = 0
-        for _ in range(self.config.kernels):
-            if 2 * count >= self.config.rows:
-                break
-            groups = self.kernels[rng.choice(len(self.kernels), p=self.weights)]
-            chosen = [groups[i] for i in rng.permutation(len(groups))[: self.config.groups]]
-            each = -(-(self.config.rows - count) // len(chosen))
-            source = chosen[0].source
-            shared = decoder.encode_prefix(member.backbone, self._thinned(source, rng)) if len(source) else None
-            for group in chosen:
-                rows = rng.permutation(len(group.suffixes))[:each]
-                loss, parts = self._group_loss(member, group, rows, shared, rng)
-                losses.append(loss * len(rows))
-                count += len(rows)
-                for name, part in parts.items():
-                    terms[name].append(part.item())
-        return torch.stack(losses).sum() / count, {name: float(np.mean(part)) for name, part in terms.items()}, count
-
-    def _thinned(self, ids: Sequence[int], rng: np.random.Generator) -> Tensor:
-        """Some tokens read as <pad>: with few spaces to learn from, a network knows them by any one of their tokens."""
-        return torch.as_tensor(ids).masked_fill(torch.as_tensor(rng.random(len(ids)) < self.config.token_dropout), PAD)
-
-    def _group_loss(
-        self,
-        member: Member,
-        group: Group,
-        rows: np.ndarray,
-        source: decoder.PrefixCache | None,
-        rng: np.random.Generator,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        context = group.contexts[int(rng.integers(len(group.contexts)))]
-        prefix = decoder.encode_prefix(member.backbone, self._thinned(context, rng), after=source)
-        spelled = group.spelled is not None and rng.random() < SPELLED_SHARE
-        suffixes = group.spelled if spelled and group.spelled else group.suffixes
-        ids, lengths = decoder.pad([suffixes[row] for row in rows])
-        targets = Targets(
-            torch.as_tensor(np.asarray(group.z)[rows], dtype=torch.float32),
-            torch.as_tensor(np.asarray(group.failed)[rows], dtype=torch.bool),
-            torch.full((len(rows),), group.rank_only),
-        )
-        return member.head.loss(member.backbone, prefix, ids, lengths, targets)
-
-
-class TextBatches:
-    """Draws windows of one long stream: all texts, one after another."""
-
-    def __init__(self, texts: Sequence[Sequence[int]], config: TrainConfig) -> None:
-        self.stream = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
-        self.window, self.windows = min(config.window, len(self.stream) - 1), config.windows
-        if self.window < 1:
-            raise UserError(f"got {len(self.stream)} tokens of text, expected at least 2")
-
-    def identity(self) -> str:
-        return digest(self.stream.tolist())
-
-    def loss(self, member: Member, rng: np.random.Generator) -> tuple[Tensor, dict[str, float], int]:
-        starts = rng.integers(0, len(self.stream) - self.window, self.windows)
-        ids = torch.as_tensor(self.stream[starts[:, None] + np.arange(self.window + 1)])
-        logits = member.backbone(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-        return loss, {}, self.windows
-
-
-Batches = LatencyBatches | TextBatches
-
-
 def _save(
     path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], identity: str, step: int, history: Any
 ) -> None:
@@ -344,9 +249,13 @@ def _save(
 
 
 def _resume(
-    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], identity: str
+    path: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], identity: str, processes: Processes
 ) -> tuple[int, list[dict[str, float]]]:
-    tensors, state = checkpoint.load_training(path)
+    """The step to go on with and the losses so far; step 0 where nothing was saved."""
+    saved = processes.from_first(lambda: checkpoint.load_training(path) if path.exists() else None)
+    if saved is None:
+        return 0, []
+    tensors, state = saved
     if state["identity"] != identity:
         raise UserError(f"got {path} of another config or other examples, expected this run's; remove it to start anew")
     with torch.no_grad():

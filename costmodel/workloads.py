@@ -3,6 +3,9 @@
 One NAME.py defines WORKLOAD, and may define FORMS, a mapping from a form's name to another Workload of the same
 operation whose text stands in NAME__FORM.cpp. Files are loaded by path, never imported as packages: top-level packages
 called `kernels` or `collectors` would shadow those of other projects.
+
+To load a NAME.py is to execute it, with all that the user may do. `load` does so for shipped kernels and for the user's
+own (see `is_own`); for any other file it has to be told, by `trust=True` or COSTMODEL_TRUST=1 in the environment.
 """
 
 from __future__ import annotations
@@ -10,12 +13,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import os
+import re
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from costmodel import reading
 from costmodel.records import (
     Config,
     Kernel,
@@ -30,6 +37,13 @@ from costmodel.records import (
 
 _HERE = Path(__file__).resolve().parent
 SOURCE_SUFFIXES = (".cpp", ".cu")
+TRUST = "COSTMODEL_TRUST"
+_NAME = re.compile(r"(?:(\w+)/)?(\w+)", re.ASCII)
+_LONGEST_SEED = 18  # digits
+
+
+class Untrusted(UserError):
+    """A file that would be executed lies outside the user's project, and nobody has said that it may be."""
 
 
 def shipped(folder: str) -> Path:
@@ -41,6 +55,8 @@ def shipped(folder: str) -> Path:
 def load_module(path: Path) -> ModuleType:
     """Execute a file under a private module name, once per path."""
     path = path.resolve()
+    if reading.regular(path, expected="a Python file") > reading.MOST_SOURCE_BYTES:
+        raise UserError(f"got {path} of over {reading.MOST_SOURCE_BYTES} bytes, expected a Python file")
     name = "costmodel._loaded." + "_".join(path.with_suffix("").parts[1:])
     if name in sys.modules:
         return sys.modules[name]
@@ -54,7 +70,7 @@ def load_module(path: Path) -> ModuleType:
     except UserError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"{path.name} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
@@ -78,7 +94,7 @@ def cpp_workload(
         text_path = path.with_suffix(".cpp")
         if not text_path.is_file():
             raise UserError(f"{path.name} has no {text_path.name} beside it; write the kernel's text there")
-        source = text_path.read_text()
+        source = reading.source(text_path)
     return Workload(
         kernel=Kernel(path.stem, "cpp", source, space.params),
         space=space,
@@ -113,7 +129,7 @@ def gpu_workload(
     path = Path(file).resolve()
     text_path = path.with_suffix(".cu")
     cuda = text_path.is_file()
-    source = text_path.read_text() if cuda else triton_source(path.read_text())
+    source = reading.source(text_path) if cuda else triton_source(reading.source(path))
     if not source:
         raise UserError(f"{path.name} has no @triton.jit function and no {text_path.name} beside it; write one of them")
     return Workload(
@@ -136,7 +152,7 @@ def triton_source(text: str) -> str:
     they have), with the constants (`NAME = tl.constexpr(...)`) among them, in the file's order. Needs no Triton."""
     lines = text.splitlines()
     pieces = []
-    for node in ast.parse(text).body:
+    for node in reading.module(text, "the file").body:
         spans: list[ast.expr | ast.stmt] = []
         if isinstance(node, ast.FunctionDef):
             jit = [decorator for decorator in node.decorator_list if _last_name(decorator) == "jit"]
@@ -159,22 +175,52 @@ def form(workload: Workload, name: str, *, space: SearchSpace | None = None, def
     """Another source of the same operation: the text in NAME__FORM.cpp, with its own space where it has one."""
     text_path = workload.path.with_name(f"{workload.path.stem}__{name}.cpp")
     space = space or workload.space
-    kernel = Kernel(text_path.stem, workload.kernel.language, text_path.read_text(), space.params)
+    kernel = Kernel(text_path.stem, workload.kernel.language, reading.source(text_path), space.params)
     return dataclasses.replace(
         workload, kernel=kernel, space=space, default=default or workload.default, path=text_path
     )
 
 
-def load(name: str | Path) -> Workload:
+def is_own(path: Path) -> bool:
+    """Whether a file is shipped with this package or the user's own: it belongs to him (or to root), nobody else may
+    write it, and it lies in the folder that he works in or, where that is in a git work tree, anywhere in that.
+
+    A tree that is the whole disk or his home is no project: of it only the files directly in the current folder count.
+    """
+    path, here = path.resolve(), Path.cwd().resolve()
+    if path.is_relative_to(shipped("kernels").resolve()):
+        return True
+    found = path.stat()
+    if found.st_uid not in (os.getuid(), 0) or stat.S_IMODE(found.st_mode) & stat.S_IWOTH:
+        return False
+    project = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    if project in (Path(project.anchor), Path.home().resolve()):
+        return path.parent == here
+    return path.is_relative_to(project)
+
+
+def expect_trust(path: Path, *, trust: bool = False) -> None:
+    """Untrusted, with what would be executed and how to allow it, unless `is_own` or told."""
+    if not (trust or os.environ.get(TRUST) == "1" or is_own(path)):
+        raise Untrusted(
+            f"got {path}, a file from outside your project, and using it executes the Python in it as you; read it, "
+            f"then add --trust (in Python: trust=True, in CI: {TRUST}=1)"
+        )
+
+
+def load(name: str | Path, *, trust: bool = False) -> Workload:
     """Load by name ("matmul", "triton/matmul", "matmul__packed", "loop_nest:17"), or by path (NAME.py, NAME.cpp,
-    NAME.cu, NAME__FORM.cpp). A name without its language is C++'s where there is one, then CUDA's, then Triton's."""
+    NAME.cu, NAME__FORM.cpp). A name without its language is C++'s where there is one, then CUDA's, then Triton's.
+
+    A path's NAME.py is executed; for one that is not the user's own say `trust=True` (see `is_own`).
+    """
     text = str(name)
     if ":" in text:
-        stem, _, seed = text.partition(":")
-        if not seed.isdigit():
+        stem, _, seed = text.rpartition(":")
+        if not (seed.isascii() and seed.isdigit() and len(seed) <= _LONGEST_SEED):
             raise UserError(f"got {text!r}, expected GENERATOR:NUMBER such as loop_nest:17")
-        return _attribute(_definition(stem), "generate")(int(seed))
-    path = _definition(text)
+        return _attribute(_definition(stem, trust=trust), "generate")(int(seed))
+    path = _definition(text, trust=trust)
     stem = Path(text).stem if Path(text).suffix else Path(text).name
     if "__" not in stem:
         return _attribute(path, "WORKLOAD")
@@ -185,8 +231,8 @@ def load(name: str | Path) -> Workload:
     return forms[wanted]
 
 
-def _definition(text: str) -> Path:
-    """The NAME.py that defines a name or a path."""
+def _definition(text: str, *, trust: bool) -> Path:
+    """The NAME.py that defines a name or a path, and that may be executed."""
     given = Path(text)
     if given.suffix:
         if not given.is_file():
@@ -198,9 +244,11 @@ def _definition(text: str) -> Path:
             raise UserError(
                 f"{given.name} has no {path.name} beside it; `costmodel new {given.name}` writes one to fill in"
             )
+        expect_trust(path, trust=trust)
         return path
-    language, _, name = text.rpartition("/")
-    for folder in sorted(shipped("kernels").glob(language or "*")):
+    named = _NAME.fullmatch(text)  # anything else would lead out of the folder
+    language, name = named.groups() if named else ("", "")
+    for folder in sorted(shipped("kernels").glob(language or "*")) if name else ():
         path = folder / f"{name.partition('__')[0]}.py"
         if path.is_file():
             return path

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from pathlib import Path
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -15,8 +16,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import triton
 import triton.language as tl
+from examples import example
 
-from costmodel import devices
+from costmodel import devices, workloads
 from costmodel.integrations import triton as integration
 
 CONFIGS = [
@@ -62,6 +64,15 @@ def run(kernel, n=1000):
     return {"benchmarked": len(benchmarked), "warnings": told, "right": torch.equal(y, 2 * x)}
 
 
+def as_in_the_docstring(folder):
+    """The example's kernel, timed as the others are. Triton reads the text of a kernel from its file."""
+    path = folder / "example.py"
+    path.write_text(example(integration))
+    kernel = workloads.load_module(path).double
+    kernel.do_bench = bench
+    return kernel
+
+
 def slow(*arguments):
     time.sleep(0.5)
 
@@ -77,6 +88,7 @@ def main(store):
     with mock.patch.object(devices, "detect", return_value=devices.find("A100-PCIE-40GB")):
         report["installed"] = run(installed)
         report["installed_again"] = run(installed)
+        report["example"] = run(as_in_the_docstring(Path(store).parent))
     missing = autotuned(prune_configs_by=integration.prune(top_k=4, device="H200", model="no-such-folder"))
     report["missing"], report["missing_other_key"] = run(missing), run(missing, n=2000)
     report["no_gpu"] = run(autotuned(prune_configs_by=integration.prune(top_k=4)))

@@ -1,10 +1,13 @@
 """What every test gets."""
 
 import ctypes
+import os
 import sys
 
 import pytest
 from answers import asked
+
+os.environ["COSTMODEL_TRUST"] = "1"  # the kernels that tests write into temporary folders are their own
 
 
 @pytest.fixture(autouse=True)

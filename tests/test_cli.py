@@ -16,6 +16,7 @@ COMMANDS = ("doctor", "devices", "new", "inspect", "collect", "import", "train",
             "evaluate", "predict",
             "rank", "explain", "tune", "replay")  # fmt: skip
 STORE = ("ls", "merge", "export", "check", "repair", "backup")
+GRAPH = ("show",)
 TABLE = ("build", "show", "apply")
 
 
@@ -51,6 +52,7 @@ def refused(done, *words):
         *((c,) for c in COMMANDS),
         *(("store", c) for c in STORE),
         *(("table", c) for c in TABLE),
+        *(("graph", c) for c in GRAPH),
     ],
 )
 def test_every_command_has_help_with_an_example(command):

@@ -118,7 +118,7 @@ def test_what_is_no_dataset_gets_one_line(tmp_path: Path) -> None:
         read_parquet(tmp_path)
     write_parquet(ROWS[:2], tmp_path)
     (tmp_path / "measurements.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(UserError, match="expected a dataset of this version"):
+    with pytest.raises(UserError, match="expected a whole parquet file"):
         read_parquet(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

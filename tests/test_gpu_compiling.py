@@ -63,7 +63,7 @@ def make_problem(*, N):
 def launch(problem, config, inputs, outputs):
     match config["MISCHIEF"]:
         case "hang":
-            subprocess.run(["sleep", os.environ.get("HANG_S", "3600")])
+            subprocess.run(["sleep", os.environ.get("TRITON_HANG_S", "3600")])
         case "crash":
             os.write(2, b"LLVM ERROR: out of luck\\\\n")
             os.kill(os.getpid(), signal.SIGABRT)
@@ -232,7 +232,7 @@ def wait_until(condition):
 
 def test_a_hang_is_a_timeout_and_leaves_nothing_behind(cache, workload, monkeypatch):
     mark = f"36{os.getpid()}"
-    monkeypatch.setenv("HANG_S", mark)
+    monkeypatch.setenv("TRITON_HANG_S", mark)
     with GpuCompilePool(jobs=1, timeout_s=1.0) as pool:
         (build,) = pool.compile([wanted(workload, "sm_80", MISCHIEF="hang")])
     assert (build.status, build.error) == ("timeout", "compiling took over 1 s")
@@ -241,7 +241,7 @@ def test_a_hang_is_a_timeout_and_leaves_nothing_behind(cache, workload, monkeypa
 
 def test_processes_end_when_their_supervisor_is_killed(cache, workload, monkeypatch):
     mark = f"37{os.getpid()}"
-    monkeypatch.setenv("HANG_S", mark)
+    monkeypatch.setenv("TRITON_HANG_S", mark)
     script = f"""
         from costmodel import workloads
         from costmodel.measure.gpu_compiling import GpuCompilePool

@@ -291,7 +291,7 @@ def plus_one(entry: Entry) -> Workload:
 def attempt(entry: Entry, device: Device, monkeypatch) -> list[dict]:
     """The outcomes of a variant in a session of its own."""
     workload = plus_one(entry)
-    monkeypatch.setattr(workloads, "load", lambda path: workload)
+    monkeypatch.setattr(workloads, "load", lambda path, **_: workload)
     session = gpu_worker.Session(torch.device("cpu"), device, arch="sm_90", flush_bytes=64, shelf_bytes=1 << 20)
     task = GpuTask("f.py", workload.kernel.identity, (("N", 64),), workload.default.params, (QUICK, COLD), 0)
     answer = session.serve({"stage": "prepare", "task": task.encode()})
@@ -355,7 +355,7 @@ def test_a_worker_that_ends_is_replaced_and_its_successor_is_not_blamed(monkeypa
     workers = iter(script)
 
     class Scripted:
-        def __init__(self, module, environment):
+        def __init__(self, module, environment, passed=()):
             self.answers = iter([{"uuid": "GPU-1"}, *next(workers)])
 
         def ask(self, message, *, timeout_s):

@@ -4,9 +4,11 @@ import itertools
 import json
 
 import pytest
+from examples import example
 
 from costmodel import devices
 from costmodel.baselines import NearestTable
+from costmodel.integrations import kernel_tuner as integration
 from costmodel.integrations.kernel_tuner import strategy
 from costmodel.published.export import write_spaces
 from costmodel.records import Config, Kernel, Measurement, Problem, Timing, UserError, Variant
@@ -83,3 +85,12 @@ def test_other_objectives_are_refused(cache):
             objective="compile_time",
             objective_higher_is_better=False,
         )
+
+
+def test_the_example(cache, monkeypatch):
+    cache.rename(cache.with_name("stencil.json"))
+    monkeypatch.chdir(cache.parent)
+    scope = {"source": "__global__ void stencil() {}", "size": 4096, "arguments": [], "tune_params": PARAMS}
+    exec(example(integration), scope)
+    assert len(scope["results"]) == 40
+    assert scope["environment"]["device_name"] == "NVIDIA A100-PCIE-40GB"

@@ -57,6 +57,10 @@ def test_an_installed_kernel_tells_the_store_what_was_benchmarked(happened):
     assert {row.variant.kernel.name for row in rows} == {"double"}
 
 
+def test_the_example(happened):
+    assert happened[0]["example"] == {"benchmarked": 4, "warnings": [], "right": True}
+
+
 def test_what_the_model_reads_is_the_kernel_with_what_it_calls(happened):
     report, _ = happened
     assert report["source"].count("@triton.jit") == 2

@@ -203,3 +203,24 @@ def test_the_winner_is_confirmed_beside_its_next_best():
     assert result.measurements[0].variant == lucky
     assert result.best != lucky
     assert result.best_us == truth(result.best) < truth(lucky) == result.default_us
+
+
+def test_a_large_space_is_asked_about_in_parts_and_whole_predictions_are_not_kept():
+    """Predictions of 256 points for 100,000 candidates would be 1.6 GB."""
+    from costmodel import search
+
+    sizes = []
+
+    class Wide(Prior):
+        def predict(self, variants, device):
+            sizes.append(len(variants))
+            return super().predict(variants, device)
+
+    prior = Wide(0.3)
+    many = CANDIDATES * 90
+    told = search._medians(prior, many, DEVICE)
+    assert len(many) > search.ASKED == max(sizes)
+    assert sum(sizes) == len(many) == len(told)
+    assert {len(p.support_us) for p in told} == {1}
+    whole = Prior(0.3).predict(CANDIDATES, DEVICE)
+    assert [(p.median_us, p.p_fail) for p in told[: len(CANDIDATES)]] == [(p.median_us, p.p_fail) for p in whole]

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 from costmodel import train as training
+from costmodel.batches import PAD, LatencyBatches
 from costmodel.codecs.digits import P10
 from costmodel.codecs.grids import LogGrid
 from costmodel.model import checkpoint, decoder
@@ -170,7 +171,7 @@ def test_schedule_and_optimizer_split():
 
 def test_groups_are_drawn_by_the_root_of_their_size():
     groups = [numbers_group(np.arange(1, 1 + n), [n % 5, 11]) for n in (4, 100)]
-    batches = training.LatencyBatches(groups, TrainConfig())
+    batches = LatencyBatches(groups, TrainConfig())
     assert batches.weights == pytest.approx([2 / 12, 10 / 12])
 
 
@@ -178,17 +179,16 @@ def test_a_step_fills_its_rows_from_several_small_kernels():
     small = [numbers_group(np.arange(1, 9), [k, 11]) for k in range(8)]
     large = [numbers_group(np.arange(1, 400), [k, 11]) for k in (0, 0, 0, 0)]
     config = TrainConfig(rows=60, groups=3)
-    [member] = tiny()
     rng = np.random.default_rng(0)
-    assert training.LatencyBatches(small, config).loss(member, rng)[2] == 4 * 8  # `kernels` bounds it
-    assert training.LatencyBatches(large, config).loss(member, rng)[2] == 60  # 20 of each of three groups
+    assert [part.rows for part in LatencyBatches(small, config).step(rng)] == [8] * 4  # `kernels` bounds it
+    assert [part.rows for part in LatencyBatches(large, config).step(rng)] == [20] * 3
 
 
 def test_dropped_tokens_are_read_as_padding():
-    batches = training.LatencyBatches([numbers_group(np.arange(1, 9), [11, 12])], TrainConfig(token_dropout=0.25))
+    batches = LatencyBatches([numbers_group(np.arange(1, 9), [11, 12])], TrainConfig(token_dropout=0.25))
     thinned = batches._thinned([5] * 4000, np.random.default_rng(0))
-    assert (thinned == training.PAD).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert set(thinned.tolist()) == {5, training.PAD}
+    assert (thinned == PAD).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert set(thinned.tolist()) == {5, PAD}
 
 
 def test_a_broken_checkpoint_and_bad_options_get_one_line(tmp_path):

@@ -19,6 +19,7 @@ from costmodel.cli import (
     keeping,
     looking,
     modelling,
+    picturing,
     replaying,
     searching,
     storing,
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 store_app = typer.Typer(help="List, join, export, check, mend and back up stores.", no_args_is_help=True)
+graph_app = typer.Typer(help="Look at whole programs.", no_args_is_help=True)
 table_app = typer.Typer(help="Pre-tuned tables: build, ask, hand to other tuners.", no_args_is_help=True)
 
 # in the order in which --help lists them
@@ -60,6 +62,8 @@ app.command()(modelling.rank)
 app.command()(explaining.explain)
 app.command()(searching.tune)
 app.command()(replaying.replay)
+app.add_typer(graph_app, name="graph")
+graph_app.command("show")(picturing.graph_show)
 app.add_typer(table_app, name="table")
 table_app.command("build")(tabling.table_build)
 table_app.command("show")(tabling.table_show)
@@ -77,7 +81,7 @@ def main() -> None:
             os.environ[workloads.TRUST] = "1"
             app()
     except UserError as error:
-        print(f"costmodel: {error}", file=sys.stderr)
+        print(f"costmodel: {_shown(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,9 +91,14 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
+def _shown(error: UserError) -> str:
+    """One line without what would steer a terminal: it may quote a file that a stranger wrote."""
+    return "".join(c if c.isprintable() else "?" for c in str(error).replace("\n", " "))
+
+
 def _allowed(error: UserError) -> bool:
     """Asks, where somebody sits there to answer."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"costmodel: {error}\nExecute it now? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"costmodel: {_shown(error)}\nExecute it now? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

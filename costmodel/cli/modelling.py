@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from costmodel.cli.picturing import predict_program
 from costmodel.cli.shared import (
     DeviceName,
     Json,
@@ -197,12 +198,20 @@ def predict(
     model: ModelFolder = None,
     trust: Trust = False,
     readout: Readout = "median",
+    graph: Annotated[
+        bool, typer.Option("--graph", help="A whole program: HLO text, or FILE.py:FUNCTION of a torch module.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="With --graph, who runs it: eager, compile or xla.")] = "eager",
     as_json: Json = False,
 ) -> None:
-    """Say how long one config would run, without compiling it.
+    """Say how long one config would run, without compiling it; with --graph, how long a whole program would.
 
     Example: costmodel predict matmul --problem M=512,N=512 --config THREADS=2
+    Example: costmodel predict model.py:build --graph --device cpu
     """
+    if graph:
+        predict_program(kernel, engine=engine, device=device, model=model, trust=trust, as_json=as_json)
+        return
     from costmodel import workloads
     from costmodel.records import Variant
 

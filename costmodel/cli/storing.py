@@ -35,7 +35,9 @@ LANGUAGES = ("cpp", *GPU_LANGUAGES)
 def collect(
     kernels: Annotated[
         list[str] | None,
-        typer.Argument(help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda."),
+        typer.Argument(
+            help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda; or graphs, generated ones."
+        ),
     ] = None,
     configs: Annotated[int | None, typer.Option(help="Configs per kernel, sampled; all if left out.")] = None,
     passes: Annotated[int, typer.Option(help="Shuffled passes over everything.")] = 2,
@@ -48,6 +50,9 @@ def collect(
         bool, typer.Option("--offline", help="Compile GPU kernels for --device and run nothing: registers, spills, ...")
     ] = False,
     device: Annotated[str | None, typer.Option("--device", help="With --offline: a device sheet by name.")] = None,
+    count: Annotated[int, typer.Option(help="Graphs: how many of the generator's.")] = 100,
+    engine: Annotated[str, typer.Option(help="Graphs: what runs them: eager, compile or xla.")] = "eager",
+    family: Annotated[list[str] | None, typer.Option(help="Graphs: only this family; may be repeated.")] = None,
     store: StorePath = None,
     seed: Seed = 0,
     trust: Trust = False,
@@ -58,6 +63,8 @@ def collect(
     Example: costmodel collect matmul --configs 40 --budget 2m
 
     Example: costmodel collect triton --offline --device H200 --configs 20
+
+    Example: costmodel collect graphs --count 400 --engine xla
     """
     from costmodel.search import Budget
 
@@ -68,6 +75,14 @@ def collect(
         raise UserError(f"got --device {device}, but what is run is run on this machine; add --offline to only compile")
     if timing and offline:
         raise UserError(f"got --timing {timing} with --offline, which runs nothing; leave one of them out")
+    if kernels == ["graphs"]:
+        from costmodel.cli.graphing import collect_graphs
+
+        ended, where = collect_graphs(
+            count=count, families=family or [], engine=engine, passes=passes, seconds=seconds, store=store, quiet=as_json
+        )
+        _tell_measured("measured", ended, where, as_json=as_json)
+        return
     deadline = None if seconds is None else time.monotonic() + seconds
     counts: Counter[str] = Counter()
     with open_store(store) as opened:
@@ -90,11 +105,14 @@ def collect(
             for measurement in progress(taken, "compiling" if offline else "measuring", total=total, quiet=as_json):
                 opened.add([measurement])
                 counts["infeasible" if dict(measurement.counters).get("infeasible") else measurement.status] += 1
-    document = {"compiled" if offline else "measured": dict(counts), "store": opened.name}
+    _tell_measured("compiled" if offline else "measured", counts, opened.name, as_json=as_json)
+
+
+def _tell_measured(done: str, counts: Counter[str], store: str, *, as_json: bool) -> None:
     if as_json:
-        print_json(document)
+        print_json({done: dict(counts), "store": store})
     else:
-        print(f"{'compiled' if offline else 'measured'} {dict(counts) or 'nothing new'} into {document['store']}")
+        print(f"{done} {dict(counts) or 'nothing new'} into {store}")
 
 
 def _timings(text: str | None, language: str) -> list[Timing]:

@@ -1,6 +1,6 @@
 """The predicted tier: which kernels changed since the base, and how probable it is that they are slower now.
 
-Nothing is compiled or run; the model is passed in.
+Nothing is run; the model is passed in. Where it does not trust itself, `facts` says what is known without it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from costmodel import workloads
+from costmodel.gate import facts
 from costmodel.gate.verdicts import Finding, Verdict
 from costmodel.records import CostModel, Device, UserError, Variant, Workload
 
@@ -105,7 +106,8 @@ def predict(
     """A finding for every changed kernel on every problem that both sides list, both with their default configs.
 
     regressed: the slow-down exceeds the threshold with at least the probability `probable`; ok: with at most
-    1 - probable; inconclusive between, and where the model says that its answer is not to be trusted.
+    1 - probable; inconclusive between, and where the model says that its answer is not to be trusted. Of those,
+    regressed is what no longer compiles for the device or no longer fits it.
     """
     if not 0.5 < probable < 1:
         raise UserError(f"got probability {probable}, expected one between 0.5 and 1, such as 0.8")
@@ -115,19 +117,29 @@ def predict(
 def _priced(change: Change, model: SlowdownModel, device: Device, threshold: float, probable: float) -> list[Finding]:
     pairs = _pairs(change)
     finding = partial(Finding, threshold=threshold, path=change.path, line=change.line)
-    if reason := change.reason or _misplaced(change, device) or ("" if pairs else "no problem is listed on both sides"):
+    reason = change.reason or _misplaced(change, device) or ("" if pairs else "no problem is listed on both sides")
+    if reason or change.before is None or change.after is None:
         return [finding(change.name, "not comparable", reason=reason)]
-    findings = []
     told = model.predict([after for _, after in pairs.values()], device)
-    for name, drawn, prediction in zip(pairs, model.slowdowns(list(pairs.values()), device), told, strict=True):
-        probability = float(np.mean(drawn > math.log2(1 + threshold)))
-        doubt = "" if prediction.trust else prediction.reason
-        if not drawn.any():
-            doubt = ""  # the model reads the same text on both sides: a comment changed
+    drawn = model.slowdowns(list(pairs.values()), device)
+    doubts = {
+        name: prediction.reason
+        for name, prediction, one in zip(pairs, told, drawn, strict=True)
+        if not prediction.trust and one.any()  # where nothing differs the model reads one text: a comment changed
+    }
+    paths = change.before.path, change.after.path
+    instead = dict(zip(doubts, facts.known([pairs[name] for name in doubts], paths, device), strict=True))
+    findings = []
+    for name, one in zip(pairs, drawn, strict=True):
+        probability = float(np.mean(one > math.log2(1 + threshold)))
         verdict: Verdict = "inconclusive"
-        if not doubt and not 1 - probable < probability < probable:
+        if name not in doubts and not 1 - probable < probability < probable:
             verdict = "regressed" if probability >= probable else "ok"
-        slow, low, high = (2.0 ** float(q) - 1 for q in np.quantile(drawn, (0.5, 0.05, 0.95)))
+        if name in doubts and instead[name].broken:
+            findings.append(finding(f"{change.name}[{name}]", "regressed", reason=instead[name].told))
+            continue
+        doubt = f"{doubts[name]}; {instead[name].told}" if name in doubts else ""
+        slow, low, high = (2.0 ** float(q) - 1 for q in np.quantile(one, (0.5, 0.05, 0.95)))
         numbers = {"slowdown": slow, "low": low, "high": high, "probability": probability}
         findings.append(finding(f"{change.name}[{name}]", verdict, reason=doubt, **numbers))
     return findings

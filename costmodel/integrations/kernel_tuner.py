@@ -1,7 +1,15 @@
 """Kernel Tuner with our guarded search as its strategy.
 
-from costmodel.integrations.kernel_tuner import strategy
-kernel_tuner.tune_kernel(..., strategy=strategy(), strategy_options={"max_fevals": 40})
+    import kernel_tuner
+    from costmodel.integrations.kernel_tuner import strategy
+
+    results, environment = kernel_tuner.tune_kernel(
+        "stencil", source, size, arguments, tune_params, lang="CUDA",
+        strategy=strategy(), strategy_options={"max_fevals": 40},
+        cache="stencil.json", simulation_mode=True,  # leave out where there is a GPU
+    )
+
+It takes Kernel Tuner's budgets, caches and restrictions as its own strategies do.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import devices, search
+from costmodel.integrations.ranking import loaded
 from costmodel.records import Config, CostModel, Device, Kernel, Measurement, Problem, Timing, UserError, Variant
 
 _LANGUAGES = {"CUDA": "cuda", "CUPY": "cuda", "NVCUDA": "cuda", "HIP": "hip", "OPENCL": "opencl", "C": "cpp"}
@@ -65,11 +74,7 @@ class CostModelStrategy:
         return cost.results
 
     def _priors(self) -> Sequence[CostModel]:
-        if self.priors is None:
-            from costmodel.predictor import NeuralCostModel
-
-            self.priors = [NeuralCostModel.from_pretrained(self.model)]
-        return self.priors
+        return [loaded(self.model)] if self.priors is None else self.priors
 
 
 def _candidates(searchspace: Any, runner: Any) -> list[Variant]:

@@ -1,10 +1,19 @@
 """One line in `triton.autotune`: the model ranks the configs, and the few best are benchmarked.
 
+    import triton
+    import triton.language as tl
     from costmodel.integrations.triton import prune
 
-    @triton.autotune(configs=CONFIGS, key=["M", "N", "K"], prune_configs_by=prune(top_k=4))
+    CONFIGS = [
+        triton.Config({"BLOCK": block}, num_warps=warps) for block in (128, 256, 512, 1024) for warps in (1, 2, 4, 8)
+    ]
+
+    @triton.autotune(configs=CONFIGS, key=["n"], prune_configs_by=prune(top_k=4))
     @triton.jit
-    def kernel(...): ...
+    def double(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+        offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + offset, mask=offset < n)
+        tl.store(y_ptr + offset, 2 * x, mask=offset < n)
 
 For a kernel that one does not own: `install(kernel, top_k=4)`. Either works on Triton 3.6 to 3.9 and never fails a
 launch: whatever goes wrong, all configs are benchmarked as ever, and one warning says why.
@@ -18,30 +27,27 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from costmodel import devices
-from costmodel.records import DTYPES, Config, Device, Kernel, Measurement, Problem, Scalar, TensorSpec, Timing, Variant
+from costmodel.integrations.ranking import Guard, Model, best_first, sheet, within
+from costmodel.records import DTYPES, Config, Kernel, Measurement, Problem, Scalar, TensorSpec, Timing, Variant
 from costmodel.workloads import triton_source
-
-if TYPE_CHECKING:
-    from costmodel.predictor import NeuralCostModel
 
 _OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 DO_BENCH = Timing(cache="cold", warmup_us=25e3, min_samples=1, relative_error=0.05)  # triton.testing.do_bench's
 
 
 def prune(
-    *, top_k: int = 4, device: str | None = None, model: str | Path | None = None, patience_s: float = 30.0
+    *, top_k: int = 4, device: str | None = None, model: Model = None, patience_s: float = 30.0
 ) -> dict[str, Pruner]:
     """What `triton.autotune(prune_configs_by=...)` takes.
 
     top_k: how many configs are benchmarked. From 2 on the first one listed, the default, is among them; with 1 nothing
     is compared, and Triton 3.9 does not even benchmark.
-    device: a sheet's name; this machine's GPU if left out. model: a model folder; the shipped one if left out.
+    device: a sheet's name; this machine's GPU if left out. model: a model or its folder; the shipped one if left out.
     patience_s: how long ranking may take, loading included.
     """
     return {"early_config_prune": Pruner(top_k, device, model, patience_s)}
@@ -60,51 +66,26 @@ def install(kernel: Any, *, store: str | Path | None = None, **options: Any) -> 
 class Pruner:
     """Triton's `early_config_prune`: (configs, named_args, **launch) -> the configs to benchmark, best first."""
 
-    def __init__(self, top_k: int, device: str | None, model: str | Path | None, patience_s: float) -> None:
+    def __init__(self, top_k: int, device: str | None, model: Model, patience_s: float) -> None:
         self.top_k, self.device, self.model, self.patience_s = top_k, device, model, patience_s
-        self.given_up = False
+        self.guard = Guard("all configs are benchmarked")
 
     def __call__(self, configs: list[Any], named_args: dict[str, Any], **launch: Any) -> list[Any]:
-        if len(configs) <= self.top_k or self.given_up:
+        if len(configs) <= self.top_k:
             return configs
         tuner = sys._getframe(1).f_locals.get("self")  # Triton does not tell which kernel it is
-        try:
-            order = self.within_patience(tuner, configs, {**named_args, **launch})
-        except Exception as error:
-            # A launch must not fail for the model's sake, whatever its fault is; the user is told once.
-            self.given_up = True
-            reason = str(error) or type(error).__name__
-            warnings.warn(f"costmodel ranks nothing here and all configs are benchmarked: {reason}", stacklevel=2)
+        ask = functools.partial(self.rank, tuner, configs, {**named_args, **launch})
+        order = self.guard(lambda: within(self.patience_s, ask, f"ranking {len(configs)} configs"))
+        if order is None:
             return configs
         kept = order[: self.top_k]
         if self.top_k > 1 and 0 not in kept:
             kept[-1] = 0
         return [configs[i] for i in kept]
 
-    def within_patience(self, tuner: Any, configs: list[Any], arguments: dict[str, Any]) -> list[int]:
-        threads = ThreadPoolExecutor(1)
-        try:
-            return threads.submit(self.rank, tuner, configs, arguments).result(timeout=self.patience_s)
-        except TimeoutError:
-            raise TimeoutError(f"ranking {len(configs)} configs took over {self.patience_s:g} s") from None
-        finally:
-            threads.shutdown(wait=False)
-
     def rank(self, tuner: Any, configs: list[Any], arguments: dict[str, Any]) -> list[int]:
         """Places in `configs`, the fastest predicted first."""
-        target = self.target()
-        predictions = _loaded(self.model).predict(variants(tuner, configs, arguments), target)
-        return sorted(range(len(configs)), key=lambda i: predictions[i].median_us)
-
-    def target(self) -> Device:
-        return devices.find(self.device) if self.device else devices.detect("cuda")
-
-
-@functools.cache
-def _loaded(folder: str | Path | None) -> NeuralCostModel:
-    from costmodel.predictor import NeuralCostModel
-
-    return NeuralCostModel.from_pretrained(folder)
+        return best_first(variants(tuner, configs, arguments), sheet(self.device), self.model)
 
 
 def variants(tuner: Any, configs: Sequence[Any], arguments: dict[str, Any]) -> list[Variant]:

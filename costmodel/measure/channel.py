@@ -35,7 +35,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         raise Closed("incomplete message")
     try:
         message = json.loads(data[_LENGTH.size :])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Closed(f"garbled message: {error}") from error
     if not isinstance(message, dict):
         raise Closed("garbled message: not an object")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from costmodel.measure import channel
 from costmodel.measure.helpers import Helper
+from costmodel.measure.sealing import WRITABLE
 from costmodel.records import Config, Scalar, UserError, digest
 
 BASE_FLAGS = ("-std=c++17", "-O2", "-fopenmp", "-march=native", "-shared", "-fPIC")
@@ -51,7 +52,9 @@ def find_compiler() -> Compiler:
     wanted = os.environ.get("CXX", "").strip()
     candidates = [shlex.split(wanted)] if wanted else [["c++"], ["g++"], ["clang++"]]
     for command in candidates:
-        if shutil.which(command[0]):
+        if found := shutil.which(command[0]):
+            if os.sep in command[0]:  # it is started in another folder
+                command[0] = os.path.abspath(found)
             return _describe(tuple(command))
     got = f"CXX={wanted}, which is not there" if wanted else "no c++, g++ or clang++ on the PATH"
     raise UserError(f"got {got}, expected a C++ compiler; install one (Debian, Ubuntu: apt install g++) or set CXX")
@@ -96,7 +99,7 @@ class CompilePool:
     def __init__(
         self, compiler: Compiler, cache: Path, *, cores: Sequence[int], timeout_s: float, jobs: int | None = None
     ) -> None:
-        self.compiler, self.cache, self.timeout_s = compiler, cache, timeout_s
+        self.compiler, self.cache, self.timeout_s = compiler, cache.absolute(), timeout_s
         self.known: dict[str, Build] = {}
         self.cores, self.jobs = tuple(cores), jobs or len(cores)
         self.launchers: queue.SimpleQueue[Helper | None] = queue.SimpleQueue()
@@ -131,7 +134,7 @@ class CompilePool:
         launcher = self.launchers.get()
         try:
             if launcher is None:
-                launcher = Helper("costmodel.measure.launcher", {})
+                launcher = Helper("costmodel.measure.launcher", {WRITABLE: str(self.cache)})
             command = [*self.compiler.command, *BASE_FLAGS, *flags_of(config), "-x", "c++", "-", "-o", str(partial)]
             request = {"command": command, "text": source, "timeout_s": self.timeout_s, "cores": self.cores}
             answer = launcher.ask(request, timeout_s=self.timeout_s + 30)

@@ -1,6 +1,6 @@
 """Keeping one child within bounds: limits, death with its parent, and sweeping up what it leaves behind (Linux).
 
-This contains faults. It is no sandbox: a kernel that means harm can do what its user can do.
+This contains faults. What a kernel that means harm is kept from stands in `sealing`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import resource
 import signal
 import time
 from pathlib import Path
+
+from costmodel.measure import sealing
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 PRINTED_LIMIT_BYTES = 64 << 10
@@ -53,19 +55,22 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def limit(*, memory_bytes: int, cpu_s: float) -> None:
-    """Bound what this process may still take: `memory_bytes` beyond what it has mapped now, processor time, files."""
+def limit(*, memory_bytes: int, cpu_s: float, file_bytes: int = PRINTED_LIMIT_BYTES) -> None:
+    """Bound what this process may still take: `memory_bytes` beyond what it has mapped now, processor time, files.
+    What root could raise the bounds with goes too."""
     space = address_space_bytes() + memory_bytes
     seconds = int(cpu_s) + 1
     for what, soft in (
         (resource.RLIMIT_AS, space),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, PRINTED_LIMIT_BYTES),
+        (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_STACK, STACK_BYTES),
     ):
         hard = resource.getrlimit(what)[1]
-        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        bound = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+        resource.setrlimit(what, (bound, hard if what == resource.RLIMIT_CPU else bound))  # a hard one kills unnamed
+    sealing.drop_capabilities()
 
 
 def children() -> list[int]:

@@ -3,7 +3,7 @@
     python -m costmodel.measure.gpu_compiler REQUEST_FD ANSWER_FD PARENT_PID
 
 A compile that hangs or crashes the compiler takes only this process with it. It ends, with a compiler it has started,
-when its supervisor does. The first message, {"said": file for standard error}, is answered by {} once it is
+when its supervisor does. The first message, {"said": descriptor for standard error}, is answered by {} once it is
 ready; then each has an answer:
 
     {"workload", "problem", "config", "arch", "stages", "instructions", "fresh"}   of a workload's file
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import workloads
-from costmodel.measure import channel, facts
+from costmodel.measure import channel, facts, sealing
+from costmodel.measure.surroundings import leave_no_scratch
 from costmodel.records import Config, Launch, Params, UserError, Workload
 
 SAID_BYTES = 64 << 10
@@ -122,7 +123,7 @@ class Compilers:
 
     def answer(self, request: dict[str, Any], said: Said) -> dict[str, Any]:
         config = Config(tuple((name, value) for name, value in request["config"]))
-        workload = None if "file" in request else workloads.load(request["workload"])
+        workload = None if "file" in request else workloads.load(request["workload"], trust=True)
         language = workload.kernel.language if workload else "triton"
         if language not in self.ready:
             return {"unusable": self.unusable.get(language, f"got language {language}, expected triton or cuda")}
@@ -142,11 +143,12 @@ class Compilers:
 
 class Said:
     """What is written to standard error, by whatever means, since it was last asked. It goes to a file of the
-    supervisor's, which can read it when this process has crashed."""
+    supervisor's (a descriptor that was passed on), which can read it when this process has crashed."""
 
-    def __init__(self, path: str) -> None:
-        self.file = os.open(path, os.O_RDWR | os.O_APPEND)
+    def __init__(self, descriptor: int) -> None:
+        self.file = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_APPEND)
         os.dup2(self.file, 2)
+        os.close(descriptor)
 
     def taken(self) -> str:
         text = os.pread(self.file, SAID_BYTES, 0).decode(errors="replace")
@@ -160,6 +162,7 @@ def end_with(parent: int) -> None:
 
     def watch() -> None:
         channel.wait_readable([gone], None)
+        leave_no_scratch()
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -167,6 +170,7 @@ def end_with(parent: int) -> None:
 
 def main() -> None:
     requests, answers, parent = map(int, sys.argv[1:4])
+    sealing.seal()
     end_with(parent)
     with contextlib.suppress(channel.Closed):
         said = Said(channel.receive(requests)["said"])

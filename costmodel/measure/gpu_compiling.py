@@ -177,11 +177,10 @@ class _Process:
     """One that has imported what it compiles with. UserError where it cannot even do that."""
 
     def __init__(self) -> None:
-        self.helper = Helper("costmodel.measure.gpu_compiler", ENVIRONMENT)
         self.said = os.memfd_create("said")
+        self.helper = Helper("costmodel.measure.gpu_compiler", ENVIRONMENT, passed=[self.said])
         try:
-            path = f"/proc/{os.getpid()}/fd/{self.said}"
-            self.helper.ask({"said": path}, timeout_s=START_S)
+            self.helper.ask({"said": self.said}, timeout_s=START_S)
         except (channel.Closed, channel.Late) as error:
             raise UserError(
                 f"got a compile process that does not start ({self.end()}), expected torch to be there"

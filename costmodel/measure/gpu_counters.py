@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.measure.gpu_protocol import GpuTask
-from costmodel.measure.helpers import environment_of
+from costmodel.measure.surroundings import environment_of
 from costmodel.records import Device
 
 PROFILE_S = 180.0
@@ -57,7 +57,7 @@ class HardwareCounters:
                 sys.executable, "-P", "-m", __name__, str(told),
             ]  # fmt: skip
             interpreted = "1" if self.device.kind == "cpu" else "0"
-            ended = _run(command, environment_of({"TRITON_INTERPRET": interpreted}))
+            ended = _run(command, environment_of({"TRITON_INTERPRET": interpreted, "HOME": str(Path.home())}))
             text = log.read_text(errors="replace") if log.is_file() else ""
         if "ERR_NVGPUCTRPERM" in text:
             self.trouble = "ncu is not permitted to read the GPU's counters (ERR_NVGPUCTRPERM)"

@@ -98,9 +98,10 @@ class GpuIsolated:
         self.served = 0
         interpreted = "1" if self.device.kind == "cpu" else "0"
         os.ftruncate(self.said, 0)
-        self.helper = Helper("costmodel.measure.gpu_worker", {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1"})
+        environment = {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1"}
+        self.helper = Helper("costmodel.measure.gpu_worker", environment, passed=[self.said])
         hello = {
-            "said": f"/proc/{os.getpid()}/fd/{self.said}",
+            "said": self.said,
             "arch": self.device.arch,
             "flush_bytes": max(LEAST_FLUSH_BYTES, 2 * self.device.l2_bytes),
         }

@@ -6,8 +6,8 @@ A CUDA context survives no fork and no fault, so there is no child for each vari
 and ends, and its supervisor starts another. It ends when the supervisor does. With TRITON_INTERPRET=1 it lets Triton
 interpret the kernels on the CPU, to try the plumbing where there is no GPU.
 
-The first message, {"said": file for standard error, "arch", "flush_bytes"}, is answered by {"uuid": of the GPU} or
-{"unusable": why}. Then a variant takes three, so that each has its own time limit:
+The first message, {"said": descriptor for standard error, "arch", "flush_bytes"}, is answered by {"uuid": of the GPU}
+or {"unusable": why}. Then a variant takes three, so that each has its own time limit:
 
     {"stage": "prepare", "task"}   inputs and answers       -> {} to go on, or {"outcomes"} where it ends here,
     {"stage": "build"}             compile, load            ->   with "ends" where this process ends with it
@@ -21,15 +21,18 @@ import contextlib
 import functools
 import os
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from costmodel import workloads
-from costmodel.measure import channel
+from costmodel.measure import channel, sealing
 from costmodel.measure.gpu_compiler import Said, end_with
 from costmodel.measure.gpu_data import GARBAGE, Output, Prepared, Shelf, mismatch
 from costmodel.measure.gpu_protocol import Failure, GpuTask, one_line
@@ -122,7 +125,7 @@ class Session:
     def prepare(self) -> list[Outcome]:
         assert self.task is not None
         try:
-            self.workload = workloads.load(self.task.workload)
+            self.workload = workloads.load(self.task.workload, trust=True)
             if self.workload.kernel.identity != self.task.kernel:
                 raise ValueError("the kernel's file has changed since it was read; start again")
             self.prepared = self.shelf.get(self.workload, self.task)
@@ -230,6 +233,12 @@ def load_cuda(workload: Workload, config: Config, arch: str) -> CudaModule:
 # ---- the process ----
 
 
+def make_device_files() -> None:
+    """What CUDA would do by a program with its owner's rights, which a sealed process cannot start."""
+    if Path("/dev/nvidiactl").exists() and not Path("/dev/nvidia-uvm").exists() and shutil.which("nvidia-modprobe"):
+        subprocess.run(["nvidia-modprobe", "-u", "-c=0"], check=False)
+
+
 def open_session(hello: dict[str, Any]) -> tuple[Session, str]:
     """A session on the GPU, and the GPU's UUID; on the CPU where Triton interprets, and "" then."""
     arch, flush_bytes = hello["arch"], hello["flush_bytes"]
@@ -248,6 +257,8 @@ def open_session(hello: dict[str, Any]) -> tuple[Session, str]:
 
 def main() -> None:
     requests, answers, parent = map(int, sys.argv[1:4])
+    make_device_files()
+    sealing.seal()
     end_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(channel.Closed):

@@ -7,31 +7,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from costmodel.measure import channel
-
-
-def environment_of(extra: Mapping[str, str]) -> dict[str, str]:
-    """For a Python process that is to find this package, wherever it lies."""
-    root = Path(__file__).resolve().parents[2]
-    paths = [] if root.name in ("site-packages", "dist-packages") else [str(root)]
-    path = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **extra}
+from costmodel.measure.surroundings import Scratch, environment_of
 
 
 class Helper:
-    """A Python module run as a process with a pair of private pipes. One message goes in, one comes out."""
+    """A Python module run as a process with a pair of private pipes. One message goes in, one comes out.
 
-    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+    It sees a scrubbed environment and a scratch folder (see surroundings); `passed` are further descriptors for it.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str], *, passed: Sequence[int] = ()) -> None:
+        self.scratch = Scratch()
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(theirs_in), str(theirs_out), str(os.getpid())],
-            pass_fds=(theirs_in, theirs_out),
-            env=environment_of(environment),
+            pass_fds=(theirs_in, theirs_out, *passed),
+            env=environment_of({**environment, **self.scratch.environment}),
+            cwd=self.scratch.path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is the supervisor's to handle
@@ -53,4 +50,5 @@ class Helper:
         if self.process.poll() is None:
             self.process.kill()
         code = self.process.wait()
+        self.scratch.remove()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from costmodel.measure import channel
 from costmodel.measure.helpers import Helper
-from costmodel.measure.protocol import Outcome, Task
+from costmodel.measure.protocol import GraphTask, Outcome, Task
 from costmodel.records import UserError
 
 PREPARE_S = 120.0  # for starting up, make_inputs and reference, which run in the worker
@@ -22,17 +23,18 @@ ENVIRONMENT = {
 class Isolated:
     """One worker process, started when first needed. Not for use from several threads at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "costmodel.measure.worker", environment: Mapping[str, str] = ENVIRONMENT) -> None:
         if sys.platform != "linux":
             raise UserError(
                 f"got platform {sys.platform}, expected linux, whose process control isolation needs; run there"
             )
+        self.module, self.environment = module, environment
         self.helper: Helper | None = None
 
-    def run(self, task: Task) -> Outcome:
+    def run(self, task: Task | GraphTask) -> Outcome:
         """How the task ended; a worker that dies or hangs on it is replaced, and that is its outcome."""
         if self.helper is None:
-            self.helper = Helper("costmodel.measure.worker", ENVIRONMENT)
+            self.helper = Helper(self.module, self.environment)
         try:
             return Outcome.decode(self.helper.ask(task.encode(), timeout_s=task.timeout_s + PREPARE_S))
         except channel.Late:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
-from costmodel.measure import channel
+from costmodel.measure import channel, sealing
+from costmodel.measure.surroundings import SCRATCH, leave_no_scratch
 
 SAID_BYTES = 64 << 10
+MEMORY_BYTES, FILE_BYTES = 8 << 30, 1 << 30  # of a compiler
 
 
 def run(request: dict[str, Any], gone: set[int]) -> dict[str, Any]:
@@ -54,11 +57,19 @@ def run(request: dict[str, Any], gone: set[int]) -> dict[str, Any]:
 
 def main() -> None:
     requests, answers, parent = map(int, sys.argv[1:4])
+    sealing.seal(writable=[os.environ[SCRATCH], os.environ[sealing.WRITABLE], os.devnull])
+    for what, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, FILE_BYTES)):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
     parent_gone = os.pidfd_open(parent)
-    with contextlib.suppress(channel.Closed):
-        while True:
-            request = channel.receive(requests, gone=parent_gone)
-            channel.send(answers, run(request, {parent_gone, requests}))
+    try:
+        with contextlib.suppress(channel.Closed):
+            while True:
+                request = channel.receive(requests, gone=parent_gone)
+                channel.send(answers, run(request, {parent_gone, requests}))
+    finally:
+        leave_no_scratch()
 
 
 if __name__ == "__main__":

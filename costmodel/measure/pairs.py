@@ -15,6 +15,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from costmodel import reading
+from costmodel.records import UserError
 
 REQUEST, RECORD = "tests.json", "record.json"
 # What the tests' own plugins must not do to a measurement.
@@ -93,7 +97,13 @@ def _environment(project: Project, tree: Path) -> dict[str, str]:
 
 
 def _read(place: Path, tree: Path, tests: Sequence[str]) -> Record:
-    told = json.loads((place / RECORD).read_text())
+    try:
+        return _record(reading.json_object(place / RECORD, expected="what a process found"), tree, tests)
+    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:  # the tests could have written it
+        return Record(error=f"its record cannot be read: {error}")
+
+
+def _record(told: dict[str, Any], tree: Path, tests: Sequence[str]) -> Record:
     if strayed := told["strayed"]:
         return Record(error=f"it imported {strayed[0]} of the head, whatever PYTHONPATH says")
     if copies := told["copies"]:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.records import Scalar, Status, Timing
+from costmodel.records import STATUSES, Scalar, Status, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,35 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphTask:
+    """Run one program once under an engine, with all that building takes: check, warm up, time, check again.
+
+    code: Python text that defines `forward(self, *arguments)` over torch, "" where there is none (XLA's engine takes
+    `hlo`); arguments: as costmodel.aten.Argument encodes them.
+    """
+
+    engine: str  # of costmodel.measure.graph_child.ENGINES
+    code: str
+    hlo: str
+    arguments: tuple[dict[str, Any], ...]
+    cores: tuple[int, ...]
+    timing: Timing
+    timeout_s: float
+    memory_bytes: int
+    seed: int
+
+    def encode(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def decode(message: dict[str, Any]) -> GraphTask:
+        values = dict(message)
+        values["timing"] = Timing(**values["timing"])
+        values["arguments"], values["cores"] = tuple(values["arguments"]), tuple(values["cores"])
+        return GraphTask(**values)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a task ended; the fields are those of a Measurement."""
 
@@ -51,6 +80,8 @@ class Outcome:
     def decode(message: dict[str, Any]) -> Outcome:
         """Raises ValueError or TypeError where the message is no outcome."""
         status = message["status"]
+        if status not in STATUSES:
+            raise ValueError("not an outcome")
         samples = tuple(float(x) for x in message["samples_us"])
         if (status == "ok") != bool(samples) or any(not 0.0 < x < float("inf") for x in samples):
             raise ValueError("not an outcome")

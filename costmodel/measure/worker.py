@@ -16,13 +16,15 @@ import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from costmodel.measure import channel, containment
+from costmodel.measure import channel, containment, sealing
 from costmodel.measure.arrays import Original
 from costmodel.measure.child import Prepared, execute
 from costmodel.measure.protocol import Outcome, Task
+from costmodel.measure.surroundings import SCRATCH, leave_no_scratch
 from costmodel.workloads import load
 
 CACHE_SHARE = 0.25  # of the memory that is free when the worker starts
@@ -36,7 +38,7 @@ class Shelf:
         self.items: OrderedDict[tuple[object, ...], Prepared] = OrderedDict()
 
     def get(self, task: Task) -> Prepared:
-        workload = load(task.workload)
+        workload = load(task.workload, trust=True)  # whoever made the task has decided
         # Forms of one operation share their functions, and so one entry.
         key = (workload.make_inputs, workload.reference, task.problem, task.seed, workload.tolerance)
         if key not in self.items:
@@ -74,14 +76,27 @@ class Zygote:
         """Answer tasks until the supervisor closes its end or dies."""
         while True:
             try:
-                task = Task.decode(channel.receive(self.requests, gone=self.parent_gone))
+                message = channel.receive(self.requests, gone=self.parent_gone)
             except channel.Closed:
                 return
-            channel.send(self.answers, self.run(task).encode())
+            channel.send(self.answers, self.run(self.decode(message)).encode())
 
-    def run(self, task: Task) -> Outcome:
+    def decode(self, message: dict[str, Any]) -> Any:
+        """The task in a message. It, `prepare` and `execute` are what other kinds of tasks replace."""
+        return Task.decode(message)
+
+    def prepare(self, task: Any) -> Any:
+        """What is made once, in this process, and has a number of `bytes`."""
+        return self.shelf.get(task)
+
+    def execute(self, task: Any, prepared: Any) -> Outcome:
+        """Do the task, in the child."""
+        cpu_s = (task.timeout_s + 1) * len(task.cores)
+        return execute(task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s))
+
+    def run(self, task: Any) -> Outcome:
         try:
-            prepared = self.shelf.get(task)
+            prepared = self.prepare(task)
         except Exception as error:
             # Whatever a user's make_inputs or reference does wrong belongs to this task alone.
             return Outcome("launch_error", error=f"inputs or reference failed: {type(error).__name__}: {error}")
@@ -101,7 +116,7 @@ class Zygote:
             os.close(reading)
             os.close(printed)
 
-    def become_child(self, task: Task, prepared: Prepared, writing: int, printed: int, parent: int) -> None:
+    def become_child(self, task: Any, prepared: Any, writing: int, printed: int, parent: int) -> None:
         """Never returns: whatever happens, this process ends here, with a message or without."""
         try:
             containment.die_with_parent(parent)
@@ -114,8 +129,7 @@ class Zygote:
             os.dup2(printed, 1)
             os.dup2(printed, 2)
             os.sched_setaffinity(0, task.cores)
-            cpu_s = (task.timeout_s + 1) * len(task.cores)
-            outcome = execute(task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s))
+            outcome = self.execute(task, prepared)
             channel.send(writing, outcome.encode())
         except MemoryError as error:
             channel.send(writing, Outcome("crash", error=f"out of memory: {error}").encode())
@@ -125,7 +139,7 @@ class Zygote:
         finally:
             os._exit(0)
 
-    def attend(self, task: Task, child: int, reading: int, printed: int, own_bytes: int) -> Outcome:
+    def attend(self, task: Any, child: int, reading: int, printed: int, own_bytes: int) -> Outcome:
         """Wait for the child's message and end, or for the deadline; leave no process behind.
 
         Between tasks nothing is sent, so a stir in `requests` means that the supervisor has closed or died.
@@ -152,6 +166,7 @@ class Zygote:
         _, status, usage = os.wait4(child, 0)
         left = containment.sweep()
         if orphaned:
+            leave_no_scratch()
             os._exit(0)
         size = os.fstat(printed).st_size
         words = os.pread(printed, 4096, max(0, size - 4096)).decode(errors="replace")
@@ -161,12 +176,12 @@ class Zygote:
 
 
 def verdict(
-    task: Task, data: bytes, status: int, taken_bytes: int, left_behind: int, printed_bytes: int, words: str
+    task: Any, data: bytes, status: int, taken_bytes: int, left_behind: int, printed_bytes: int, words: str
 ) -> Outcome:
     """What a child's message and end mean together. No message is a crash, whatever the exit code says."""
     try:
         outcome = Outcome.decode(channel.unpack(data))
-    except (channel.Closed, KeyError, TypeError, ValueError):
+    except (channel.Closed, KeyError, OverflowError, TypeError, ValueError):
         outcome = None
     if outcome is not None and os.WIFEXITED(status):
         if left_behind:
@@ -189,8 +204,10 @@ def verdict(
 
 def main() -> None:
     requests, answers, parent = map(int, sys.argv[1:4])
+    sealing.seal(writable=[os.environ[SCRATCH], os.devnull])
     with contextlib.suppress(channel.Closed):
         Zygote(requests, answers, parent).serve()
+    leave_no_scratch()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from costmodel import devices
+from costmodel import devices, reading
 from costmodel.published import streams
 from costmodel.records import (
     Config,
@@ -29,6 +29,8 @@ from costmodel.records import (
 )
 
 MS = 3  # a millisecond is 10^3 microseconds
+MOST_NAME = 200  # characters
+MOST_SCHEMA = 16 << 20  # characters of parameters and values in a space that no file declares
 SHORTEST_MS, LONGEST_MS = 1e-5, 1e7  # outside, a number is no kernel's time in ms: a launch alone takes 1e-3
 
 Schema = tuple[tuple[str, tuple[Scalar, ...]], ...]
@@ -74,6 +76,8 @@ class Source:
         if self.device_given:
             return devices.find(self.device_given)
         wanted = stated or self.named(name)[1]
+        if len(wanted) > MOST_NAME:
+            raise UserError(f"got {self.path} of a device with a name of {len(wanted)} characters; give --device NAME")
         if not wanted:
             raise UserError(f"got {self.path}, which states no device, expected one; give --device NAME")
         return _sheet(wanted)
@@ -95,6 +99,8 @@ class Source:
                         yield from stream.items()
             except streams.Cut:
                 self.is_cut = True
+            except UnicodeDecodeError:
+                raise  # a ValueError, which `streams.opened` explains
             except ValueError as error:
                 raise UserError(
                     f"got {self.path}, which is damaged: {error}; what stands before the damage was read"
@@ -103,15 +109,17 @@ class Source:
     def table(self) -> Iterator[dict[str, str]]:
         """Row by row; a row with too few or too many cells is the end of a killed run or damage, and is counted."""
         with streams.opened(self.path) as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
+            lines = csv.reader(reading.lines(file))
             try:
+                header = next(lines, [])
                 for cells in lines:
                     if len(cells) == len(header):
                         yield dict(zip(header, cells, strict=True))
                     elif cells:
                         self.left_out["cells do not fit the header"] += 1
-            except csv.Error as error:
+            except UnicodeDecodeError:
+                raise
+            except (csv.Error, ValueError) as error:
                 raise UserError(
                     f"got {self.path}, which is damaged at line {lines.line_num}: {error}; mend it"
                 ) from error
@@ -159,6 +167,8 @@ class Space:
 def scalar(value: Any) -> Scalar:
     """A parameter's value; what is neither number nor text is kept as its JSON text."""
     value = streams.plain(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        value = str(value)
     return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
@@ -172,11 +182,20 @@ def schema_of(values: Mapping[str, Iterable[Any]]) -> Schema:
 
 
 def observed(configs: Iterable[Mapping[str, Any]]) -> Schema:
-    """The schema of a space that nobody declares: what its entries hold."""
+    """The schema of a space that nobody declares: what its entries hold. Bounded, since it is held in memory."""
     values: dict[str, set[Scalar]] = defaultdict(set)
+    left = MOST_SCHEMA
     for config in configs:
-        for name, value in config.items():
-            values[name].add(scalar(value))
+        for name, given in config.items():
+            value = scalar(given)
+            if value not in values[name]:
+                values[name].add(value)
+                left -= len(name) + len(str(value))
+        if left < 0:
+            raise UserError(
+                f"got parameters whose values take over {MOST_SCHEMA} characters, expected those of one search space; "
+                "check the record"
+            )
     return schema_of(values)
 
 
@@ -215,9 +234,9 @@ def utc(stamp: Any) -> str:
     """ISO 8601 in UTC; empty where the entry states no time that can be read. A time without a zone is UTC."""
     try:
         moment = datetime.datetime.fromisoformat(stamp)
-    except (TypeError, ValueError):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC).isoformat()
+    except (OverflowError, TypeError, ValueError):
         return ""
-    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC).isoformat()
 
 
 def timing_of(repeats: Iterable[int]) -> Timing:
@@ -233,7 +252,7 @@ def rows(source: Source, entries: Iterable[Any], make: Callable[[Any], Measureme
             row = make(entry)
         except Refused as why:
             source.left_out[str(why)] += 1
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             source.left_out["form is not that of the format"] += 1
         else:
             yield row

@@ -85,7 +85,11 @@ def write_spaces(measurements: Iterable[Measurement], folder: str | Path, *, for
         raise UserError(f"cannot write {folder}: {error.strerror or error}; give another folder") from error
     written: dict[str, int] = {}
     for rows in spaces.values():
-        stem = f"{rows[0].variant.kernel.name}__{re.sub(r'[^A-Za-z0-9-]+', '_', rows[0].device.name).strip('_')}"
+        kernel, device = (
+            re.sub(pattern, "_", name) for pattern, name in
+            ((r"[^A-Za-z0-9_.+-]+|^[.]+", rows[0].variant.kernel.name), (r"[^A-Za-z0-9-]+", rows[0].device.name))
+        )  # fmt: skip
+        stem = f"{kernel[:160]}__{device.strip('_')[:40]}"  # a name may hold anything, a path not
         taken = sum(name.startswith((f"{stem}.", f"{stem}__")) for name in written)
         name = f"{stem}__{taken + 1}.json" if taken else f"{stem}.json"
         written[name] = WRITERS[form](rows, Path(folder) / name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from costmodel import reading
 from costmodel.published import streams
 from costmodel.published.entries import MS, Refused, Schema, Source, Space, observed, rows, scalar, time_us, timing_of
 from costmodel.records import DTYPES, Kernel, Measurement, Params, Problem, Status, TensorSpec, UserError
@@ -93,14 +93,15 @@ def _helion_runs(path: Path) -> dict[str, dict[str, Any]]:
     sidecar = path.with_name(f"{base}.meta.jsonl")
     runs: dict[str, dict[str, Any]] = {}
     if sidecar.is_file():
-        for line in filter(str.strip, sidecar.read_text().splitlines()):
+        told = reading.text(sidecar, most_bytes=reading.MOST_JSON_BYTES, expected="one JSON record a line")
+        for line in filter(str.strip, told.splitlines()):
             try:
-                record = json.loads(line)
-            except ValueError as error:
+                record = reading.decoded(line)
+                runs[str(record.get("run_id", ""))] = record
+            except (AttributeError, ValueError) as error:
                 raise UserError(
                     f"got {sidecar}, expected one JSON record a line ({error}); mend or remove it"
                 ) from error
-            runs[str(record.get("run_id", ""))] = record
     return runs
 
 
@@ -124,14 +125,14 @@ def _helion_space(source: Source, run: Mapping[str, Any], schema: Schema) -> Spa
 def _helion_inputs(run: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     """From the texts "[(64, 64)]" and "['torch.float32']"; arguments that are no tensors have no shape."""
     try:
-        shapes = ast.literal_eval(str(run.get("input_shapes") or "[]"))
-        dtypes = ast.literal_eval(str(run.get("dtypes") or "[]"))
+        shapes = reading.literal(str(run.get("input_shapes") or "[]"))
+        dtypes = reading.literal(str(run.get("dtypes") or "[]"))
         return tuple(
             TensorSpec(tuple(map(int, shape)), DTYPES.get(str(dtype).removeprefix("torch."), str(dtype)))
             for shape, dtype in zip(shapes, dtypes, strict=True)
             if isinstance(shape, list | tuple)
         )
-    except (SyntaxError, TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return ()
 
 
@@ -139,11 +140,11 @@ def _helion_inputs(run: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
 def _helion_config(text: str) -> dict[str, Any] | None:
     """ "Config(block_sizes=[32, 16], num_warps=4)" -> block_sizes_0, block_sizes_1, num_warps; None if it is not so."""
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        call = reading.expression(text)
         if not isinstance(call, ast.Call) or call.args:
             return None
         given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         return None
     flat: dict[str, Any] = {}
     for name, value in given.items():

@@ -7,14 +7,13 @@ device. A T4 result without its T1 does not state the problem size, nor values t
 
 from __future__ import annotations
 
-import ast
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from costmodel import reading
 from costmodel.published import streams
 from costmodel.published.entries import (
     MS,
@@ -201,6 +200,8 @@ def _t1(source: Source, name: str, names: set[str]) -> _T1 | None:
             )
         return t1
     folder = source.path.parent
+    if Path(name).name != name:
+        return None  # the record's own name for its kernel, which must not lead to other folders
     for path in (folder / f"{source.stem}.t1.json", folder / f"{name}.json", folder.parent / "t1" / f"{name}.json"):
         if path != source.path and path.is_file() and _is_t1(path):
             t1 = read_t1(path)
@@ -217,21 +218,21 @@ def _is_t1(path: Path) -> bool:
 def read_t1(path: Path) -> _T1:
     """A T1 file's parameters with their values, its problem size and its language."""
     try:
-        document = json.loads(path.read_text())
+        document = reading.json_object(path, expected="a T1 file")
         parameters = document["ConfigurationSpace"]["TuningParameters"]
         values = {item["Name"]: _literal(item["Values"]) for item in parameters}
         specification = document.get("KernelSpecification") or {}
         sizes = _literal(specification.get("ProblemSize") or [])
         language = str(specification.get("Language", "")).lower()
-    except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        sizes = tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
+        return _T1(schema_of(values), sizes, language if language in LANGUAGES else "cuda")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
             f"got {path}, expected a T1 file with literal values ({reason}); give another --space"
         ) from error
-    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
-    return _T1(schema_of(values), sizes, language if language in LANGUAGES else "cuda")
 
 
 def _literal(value: Any) -> Any:
     """T1 writes lists as text: "[16, 32]"."""
-    return ast.literal_eval(value) if isinstance(value, str) else value
+    return reading.literal(value) if isinstance(value, str) else value

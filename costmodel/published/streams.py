@@ -3,12 +3,13 @@
 A tuning cache may hold gigabytes and may end where its run was killed, so nothing here reads a file whole. JSON is
 decoded by the standard library's decoder over a sliding window; NaN and Infinity, which Python's writers emit, are
 read. Numbers with a fraction stay text (`Decimals`), so that a change of unit moves the decimal point and loses
-nothing.
+nothing. A value, a line and the growth of a gzip file are bounded, so that no file makes a reader take much memory.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -18,10 +19,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from costmodel import reading
 from costmodel.records import UserError
 
 _CHUNK = 1 << 20  # characters
-_LARGEST = 64 << 20  # characters in one value: more than any entry of a cache needs
+_LARGEST = 4 << 20  # characters in one value: more than any entry of a cache needs, and 200 MB when decoded
+_GROWTH = 300  # times that gzip may unpack to its size: caches shrink 10 to 60 times, a bomb 1000 times
+_UNPACKED_FREELY = 256 << 20  # bytes
 _LITERAL = 32  # characters: a number or a word that the end cuts short
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -63,18 +67,46 @@ def is_gzip(path: Path) -> bool:
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
     """The file as text, whatever it is called; what is wrong with it is a UserError of one line."""
+    reading.regular(path, expected="a published record")
     try:
         is_packed = is_gzip(path)
         if path.suffix == ".gz" and not is_packed:
             raise UserError(f"got {path}, which is not gzip, expected gzip in a .gz file; rename or compress it")
-        with cast(TextIO, (gzip.open if is_packed else open)(path, "rt", encoding="utf-8-sig", newline="")) as text:
-            yield text
+        with _Unpacked(path) if is_packed else path.open("rb") as file:
+            yield cast(TextIO, io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline=""))
     except UnicodeDecodeError as error:
         raise UserError(f"got {path}, which is not text ({error.reason}), expected a published record") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"got {path}, whose gzip ends early or is damaged ({error}); fetch the file again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a file that can be read") from error
+
+
+class _Unpacked(io.BufferedIOBase):
+    """Reads gzip up to a number of bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._path, self._taken = gzip.GzipFile(path), path, 0
+        self._most = max(_UNPACKED_FREELY, _GROWTH * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        found = self._file.read1(-1 if size is None else size)
+        self._taken += len(found)
+        if self._taken > self._most:
+            raise UserError(
+                f"got {self._path}, whose gzip unpacks to over {_GROWTH} times its size, expected a published record; "
+                "unpack it yourself if it is one"
+            )
+        return found
+
+    read = read1
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class Readable(Protocol):
@@ -131,6 +163,8 @@ class JsonStream:
             self._peek()
             try:
                 found, end = self._decode(self._text, self._at)
+            except RecursionError:
+                raise ValueError("a value is nested too deep") from None
             except json.JSONDecodeError as error:
                 if self._more():
                     continue
