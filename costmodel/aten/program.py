@@ -186,7 +186,7 @@ def _is_functional(node: fx.Node) -> bool:
 
 def _name(node: fx.Node) -> str:
     """ "linear" of aten.linear.default."""
-    return str(getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1] or "")
+    return str((getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]) or "")
 
 
 def _shapes(node: fx.Node) -> tuple[Shape, ...]:

@@ -19,7 +19,7 @@ def layer(kind: str) -> Callable[..., list[Value]]:
         train: bool, both: bool, batch_first: bool,
     ) -> list[Value]:  # fmt: skip
         b = c.b
-        if not isinstance(has_biases, bool) or train and dropout:
+        if not isinstance(has_biases, bool) or (train and dropout):
             raise Unmapped("packed sequences or dropout")
         states = list(begin) if kind == "lstm" else [begin]
         directions, per = 1 + both, 4 if has_biases else 2

@@ -79,7 +79,13 @@ def collect(
         from costmodel.cli.graphing import collect_graphs
 
         ended, where = collect_graphs(
-            count=count, families=family or [], engine=engine, passes=passes, seconds=seconds, store=store, quiet=as_json
+            count=count,
+            families=family or [],
+            engine=engine,
+            passes=passes,
+            seconds=seconds,
+            store=store,
+            quiet=as_json,
         )
         _tell_measured("measured", ended, where, as_json=as_json)
         return
