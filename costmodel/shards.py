@@ -2,7 +2,7 @@
 
 They may be larger than memory: rows are written in row groups of bounded size, and what is loaded reads a row group when
 one of its rows is asked for.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_comments_and_layout_do_not_change_familiarity_or_predictions():
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="expected the config.json of a model folder"):
+    with pytest.raises(UserError, match="expected the config.json of a model folder"):  # noqa: RUF043
         NeuralCostModel.from_pretrained(tmp_path)
 
 

@@ -51,7 +51,7 @@ def names(*, count: int, only: Sequence[str] = ()) -> list[str]:
 
 
 def build(name: str) -> Built:
-    """The model and inputs of FAMILY:NUMBER, with :bf16 or :f32 and :bBATCH in another precision or batch than drawn."""
+    """The model and inputs of FAMILY:NUMBER, with :bf16 or :f32 and :bBATCH in another precision or batch than drawn."""  # noqa: E501
     from costmodel.architectures import dense, draws, huggingface, mixed, sequences, spatial
 
     family, _, rest = name.partition(":")

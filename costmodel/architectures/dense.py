@@ -37,7 +37,7 @@ def mlp(draw: Draw) -> Built:
 
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for i, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):  # noqa: RUF007
             parts: list[nn.Module] = [norm_of(norm, inside)] if norm and not (norm == "batch" and positions) else []
             if gated:
                 parts += [nn.Linear(inside, 2 * outside, bias=bias), Lambda(nn.functional.glu)]

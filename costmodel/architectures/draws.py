@@ -92,7 +92,7 @@ class Lambda(nn.Module):
         return self.function(*x, **self.options)
 
 
-class Residual(nn.Module):
+class Residual(nn.Module):  # noqa: D101
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner

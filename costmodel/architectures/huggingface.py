@@ -24,7 +24,7 @@ ENCODERS = (
     "DebertaV2Model",
 )
 DECODERS = ("GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM", "GPTNeoXForCausalLM", "Qwen2ForCausalLM",
-            "PhiForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "FalconForCausalLM", "BloomForCausalLM")  # fmt: skip
+            "PhiForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "FalconForCausalLM", "BloomForCausalLM")  # fmt: skip  # noqa: E501
 VISION = ("ViTModel", "DeiTModel", "ResNetModel", "ConvNextModel", "SwinModel", "BeitModel", "RegNetModel")
 SPEECH = ("WhisperModel", "Wav2Vec2Model", "HubertModel", "ASTModel")
 MIXTURES = ("MixtralForCausalLM", "Qwen2MoeForCausalLM")
@@ -164,10 +164,10 @@ def speech(draw: Draw) -> Built:
     fields: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
                               "intermediate_size": 4 * width}  # fmt: skip
     if kind == "WhisperModel":
-        fields = {"d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
+        fields = {"d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,  # noqa: E501
                   "decoder_attention_heads": heads, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width,
                   "vocab_size": 512, "num_mel_bins": 40, "max_source_positions": length, "pad_token_id": 0,
-                  "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_target_positions": 64}  # fmt: skip
+                  "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_target_positions": 64}  # fmt: skip  # noqa: E501
         sound = real(draw, batch, 40, 2 * length)
         inputs = {"input_features": sound, "decoder_input_ids": draw.tokens(512, batch, draw.size(2, 24))}
         return _built(draw, kind, fields, inputs, use_cache=False)

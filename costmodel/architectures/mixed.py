@@ -1,4 +1,4 @@
-"""Families without a known shape: mix (random graphs in which everything is used) and scan (reductions, orders, sums)."""
+"""Families without a known shape: mix (random graphs in which everything is used) and scan (reductions, orders, sums)."""  # noqa: E501
 
 from __future__ import annotations
 

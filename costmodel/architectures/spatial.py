@@ -46,7 +46,7 @@ class Branches(nn.Module):
         return torch.cat([way(x) for way in self.ways], 1)
 
 
-class Head(nn.Module):
+class Head(nn.Module):  # noqa: D101
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
         self.body, self.out = body, nn.Linear(width, classes)

@@ -42,7 +42,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **pointwise.OPERATORS, **shaping.OPERATORS, **contracting.OPERATORS, **reducing.OPERATORS, **indexing.OPERATORS,
     **recurrent.OPERATORS,
 }  # fmt: skip
-MAKERS = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "arange",
+MAKERS = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "arange",  # noqa: E501
           "scalar_tensor")  # fmt: skip
 # What export adds to a graph and eager torch does not run.
 _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size")
@@ -186,7 +186,7 @@ def _is_functional(node: fx.Node) -> bool:
 
 def _name(node: fx.Node) -> str:
     """ "linear" of aten.linear.default."""
-    return str((getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]) or "")
+    return str((getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]) or "")  # type: ignore[union-attr]
 
 
 def _shapes(node: fx.Node) -> tuple[Shape, ...]:
@@ -194,7 +194,7 @@ def _shapes(node: fx.Node) -> tuple[Shape, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(v, torch.Tensor) for v in values):
         raise Unmapped("a result that is no tensor")
-    return tuple(Shape(DTYPES[v.dtype], tuple(v.shape)) for v in values)
+    return tuple(Shape(DTYPES[v.dtype], tuple(v.shape)) for v in values)  # type: ignore[union-attr]
 
 
 def _copies(node: fx.Node) -> bool:
@@ -203,11 +203,11 @@ def _copies(node: fx.Node) -> bool:
         return False
     name, source, result = _name(node), node.args[0].meta.get("val"), node.meta.get("val")
     if name == "contiguous":
-        return not source.is_contiguous()
+        return not source.is_contiguous()  # type: ignore[union-attr]
     if name not in ("reshape", "flatten", "reshape_as"):
         return False
     try:
-        torch.empty_strided(source.shape, source.stride(), device="meta").view(result.shape)
+        torch.empty_strided(source.shape, source.stride(), device="meta").view(result.shape)  # type: ignore[union-attr]
     except RuntimeError:
         return True
     return False
@@ -298,7 +298,7 @@ class _Writer:
         examples = [torch.empty(v.dims, dtype=torch_dtypes[v.dtype]) for v in values]
         try:
             with torch.no_grad():
-                taken_apart = make_fx(run, core_aten_decompositions(), tracing_mode="fake")(*examples)
+                taken_apart = make_fx(run, core_aten_decompositions(), tracing_mode="fake")(*examples)  # type: ignore[arg-type]
                 pure = torch.func.functionalize(taken_apart)  # decompositions may write in place
                 graph = make_fx(pure, tracing_mode="fake")(*examples).graph
         except Exception as error:  # whatever a decomposition raises, it gives none

@@ -1,5 +1,5 @@
 """torch's recurrent layers (nn.RNN, nn.GRU, nn.LSTM) as HLO: a product over all of time for the inputs, then a loop over
-the steps, once for each layer and direction. Gates stand in torch's order: r z n of a GRU, i f g o of an LSTM."""
+the steps, once for each layer and direction. Gates stand in torch's order: r z n of a GRU, i f g o of an LSTM."""  # noqa: E501
 
 from __future__ import annotations
 

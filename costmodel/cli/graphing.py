@@ -17,7 +17,7 @@ def collect_graphs(
 
     graphs = workloads.load_module(workloads.shipped("collectors") / "hlo_graphs.py")
     counts: Counter[str] = Counter()
-    with open_store(store) as opened:
+    with open_store(store) as opened:  # type: ignore[arg-type]
         device = devices.detect("cpu")
         skip, known = graphs.stored(opened, device=device, engine=engine)
         request = graphs.CollectRequest(

@@ -36,7 +36,7 @@ def collect(
     kernels: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda; or graphs, generated ones."
+            help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda; or graphs, generated ones."  # noqa: E501
         ),
     ] = None,
     configs: Annotated[int | None, typer.Option(help="Configs per kernel, sampled; all if left out.")] = None,
@@ -84,7 +84,7 @@ def collect(
             engine=engine,
             passes=passes,
             seconds=seconds,
-            store=store,
+            store=store,  # type: ignore[arg-type]
             quiet=as_json,
         )
         _tell_measured("measured", ended, where, as_json=as_json)

@@ -60,10 +60,10 @@ def execute(task: GraphTask) -> Outcome:
     except Exception as error:  # whatever a compiler raises
         return Outcome("compile_error", error=one_line(error))
     first = as_numpy(run())
-    if error := faults(first, expected, tolerance(arguments)):
+    if error := faults(first, expected, tolerance(arguments)):  # type: ignore[misc]
         return Outcome("wrong_result", error=error)
     samples = sampling.take(run_once(run), task.timing, clock_ns=time.process_time_ns, budget_us=BUDGET_US)
-    if error := faults(as_numpy(run()), first, tolerance(arguments)):
+    if error := faults(as_numpy(run()), first, tolerance(arguments)):  # type: ignore[misc]
         return Outcome("wrong_result", error=f"on a later call: {error}")
     return Outcome("ok", tuple(round(x, 3) for x in samples))
 

@@ -4,7 +4,7 @@
 
 It keeps to one thread and never starts a backend of its own, so that its forks are whole: each child has the libraries
 loaded (seconds, once) and everything else to itself.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Nothing:
     bytes: int = 0
 
 
-class GraphZygote(Zygote):
+class GraphZygote(Zygote):  # noqa: D101
     def decode(self, message: dict[str, Any]) -> GraphTask:
         return GraphTask.decode(message)
 
