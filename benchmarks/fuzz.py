@@ -274,7 +274,8 @@ def read_shards(name: str) -> Callable[[Path, bytes], object]:
 
         place = shard_folder(folder)
         (place / name).write_bytes(data)
-        return Shards.load(place)
+        loaded = Shards.load(place)
+        return list(loaded.groups), list(loaded.texts)
 
     return read
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from joblib import Parallel, delayed
 from costmodel.model.checkpoint import Member
 from costmodel.model.decoder import small_config
 from costmodel.model.heads import make
+from costmodel.parallel import ALONE, Processes
 from costmodel.records import UserError
 from costmodel.shards import Shards
 from costmodel.train import TrainConfig, TrainSummary, fresh_members, train
@@ -49,8 +51,13 @@ def train_members(
     start: Sequence[Member] | None = None,
     checkpoints: Path | None = None,
     jobs: int = 1,
+    processes: Processes = ALONE,
 ) -> tuple[list[Member], list[TrainSummary]]:
-    """Members of different seeds, or `start` trained further; for the other arguments see `examples.fit`."""
+    """Members of different seeds, or `start` trained further; for the other arguments see `examples.fit`.
+
+    Several `processes` share every step of one member after the other, and all return the same; `jobs` is then 1.
+    """
+    jobs = jobs if processes.count == 1 else 1
     if start is None:
         vocabulary = shards.tokenizer.vocab_size
         z = np.concatenate([g.z[~g.failed] for g in shards.groups])
@@ -60,7 +67,7 @@ def train_members(
             seeds=range(recipe.seed, recipe.seed + recipe.members),
         )
     work = [
-        delayed(_train_member)(member, shards, recipe, number, checkpoints, jobs > 1)
+        delayed(_train_member)(member, shards, recipe, number, checkpoints, jobs > 1, processes)
         for number, member in enumerate(start)
     ]
     trained = Parallel(n_jobs=min(jobs, len(start)))(work)
@@ -74,6 +81,7 @@ def _train_member(
     number: int,
     checkpoints: Path | None,
     alone: bool,
+    processes: Processes,
 ) -> tuple[Member, list[TrainSummary]]:
     """Both stages of one member, on a GPU where there is one.
 
@@ -81,18 +89,19 @@ def _train_member(
     """
     if alone:
         torch.set_num_threads(1)
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = processes.place()
     member.backbone.to(place)  # type: ignore[arg-type]
     member.head.to(place)
     folder = checkpoints / f"member-{number}" if checkpoints else None
     seed, quiet = recipe.seed + number, alone and number > 0
+    run = partial(train, members=[member], checkpoints=folder, quiet=quiet, processes=processes)
     summaries = []
     if recipe.reading_steps:
         config = TrainConfig(objective="next-token", steps=recipe.reading_steps, seed=seed)
-        summaries.append(train(shards.texts, config, members=[member], checkpoints=folder, quiet=quiet))
+        summaries.append(run(shards.texts, config))
     if recipe.steps:
         config = TrainConfig(steps=recipe.steps, rows=recipe.rows, seed=seed)
-        summaries.append(train(shards.groups, config, members=[member], checkpoints=folder, quiet=quiet))
+        summaries.append(run(shards.groups, config))
     member.backbone.cpu()
     member.head.cpu()
     return member, summaries

@@ -1,8 +1,8 @@
 """Token shards: what training reads, as files of token ids. They hold no text, and need no parser to be read.
 
-They may be larger than memory: rows are written in row groups of bounded size, and what is loaded reads a row group when
-one of its rows is asked for.
-"""  # noqa: E501
+They may be larger than memory: rows are written in row groups of bounded size, and what is loaded reads a row group
+when one of its rows is asked for.
+"""
 
 from __future__ import annotations
 
@@ -183,10 +183,12 @@ def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> Non
 def _bounded(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows as tables of about ROW_GROUP_IDS each."""
     taken: list[pa.Table] = []
+    size = 0
     for row in rows:
         taken.append(pa.Table.from_pylist([row], schema=schema))
-        if sum(table.nbytes for table in taken) >= 4 * ROW_GROUP_IDS:
+        size += taken[-1].nbytes
+        if size >= 4 * ROW_GROUP_IDS:
             yield pa.concat_tables(taken)
-            taken = []
+            taken, size = [], 0
     if taken:
         yield pa.concat_tables(taken)

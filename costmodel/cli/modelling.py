@@ -63,12 +63,14 @@ def train(
 ) -> None:
     """Train a model on measurements; run again after a kill, it goes on where it was.
 
+    Started by torchrun or accelerate launch, processes share every step: torchrun --nproc-per-node 2 -m costmodel train
     Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
     """
     if objective not in ("both", "next-token", "latency"):
         raise UserError(f"got objective {objective!r}, expected both, next-token or latency")
     if shards and (data or write_shards):
         raise UserError("got --shards beside --data or --write-shards, expected it alone; shards hold the data")
+    from costmodel import parallel
     from costmodel.model import checkpoint
     from costmodel.recipe import Recipe, train_members
 
@@ -91,9 +93,13 @@ def train(
         else:
             print(f"wrote {write_shards}, {examples.rows} variants as token ids")
         return
-    trained, stages = train_members(
-        examples, recipe, start=begin, checkpoints=out / "training", jobs=min(members, os.cpu_count() or 1)
-    )
+    jobs = min(members, os.cpu_count() or 1)
+    with parallel.joined() as processes:
+        trained, stages = train_members(
+            examples, recipe, start=begin, checkpoints=out / "training", jobs=jobs, processes=processes
+        )
+    if processes.rank > 0:
+        return  # the first writes the model
     checkpoint.save(out, trained, examples.tokenizer, details=examples.details)
     told = [{"objective": s.objective, "steps": s.steps, "seconds": s.seconds, "losses": s.losses} for s in stages]
     if as_json:

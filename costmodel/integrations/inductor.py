@@ -13,7 +13,7 @@
     table = pruning.lookup_table()  # JSON; torch._inductor.config.lookup_table.table = table leaves no choice elsewhere
 
 Of every matrix product the library's call, what is no Triton template, and Inductor's first config are kept as ever.
-Works on torch 2.11 and 2.13. It never fails a compilation: whatever goes wrong, every choice is kept, and one warning
+Run on torch 2.13. It never fails a compilation: whatever goes wrong, every choice is kept, and one warning
 says why.
 """
 
