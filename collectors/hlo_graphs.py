@@ -257,7 +257,7 @@ def now() -> str:
 
 def toolchain(engine: str) -> tuple[tuple[str, str], ...]:
     """What decides an engine's speed. Torch wrote the program, whatever runs it."""
-    found = [("torch", metadata.version("torch")), ("threads", "1"), ("clock", "process")]
+    found = [("torch", metadata.version("torch")), ("threads", "1"), ("clock", "wall" if engine == "xla" else "thread")]
     if engine == "xla":
         found.append(("jaxlib", metadata.version("jaxlib")))
     if engine == "compile":

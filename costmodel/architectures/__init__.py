@@ -25,7 +25,8 @@ SHARES = {
     "mlp": 9, "conv": 12, "attention": 14, "recurrent": 8, "moe": 7, "mix": 12, "norm": 7, "scan": 7, "embedding": 6,
     "hf-encoder": 4, "hf-decoder": 5, "hf-vision": 4, "hf-speech": 2, "hf-moe": 1, "hf-ssm": 2,
 }  # fmt: skip
-DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+VERSIONS = ("f32", "bf16", "b1", "b8")  # in which every 16th graph of a family stands too
+EVERY = 16
 
 
 def families() -> tuple[str, ...]:
@@ -33,21 +34,25 @@ def families() -> tuple[str, ...]:
 
 
 def names(*, count: int, only: Sequence[str] = ()) -> list[str]:
-    """The first `count` graphs, families mixed by their shares: a longer list begins with the shorter one."""
+    """The first `count` graphs, families mixed by their shares: a longer list begins with the shorter one. After every
+    16th graph of a family come its versions in other precisions and batches (some may equal the graph itself)."""
     if unknown := [family for family in only if family not in SHARES]:
         raise UserError(f"got family {unknown[0]!r}, expected one of {', '.join(SHARES)}")
     numbers = dict.fromkeys(only or SHARES, 0)
     credit = dict.fromkeys(numbers, 0.0)
     total = sum(SHARES[family] for family in numbers)
-    found = []
-    for _ in range(count):
+    found: list[str] = []
+    while len(found) < count:
         for family in credit:
             credit[family] += SHARES[family] / total
         family = max(credit, key=lambda name: credit[name])
         credit[family] -= 1
-        found.append(f"{family}:{numbers[family]}")
+        graph = f"{family}:{numbers[family]}"
+        found.append(graph)
+        if numbers[family] % EVERY == 0:
+            found += [f"{graph}:{version}" for version in VERSIONS]
         numbers[family] += 1
-    return found
+    return found[:count]
 
 
 def build(name: str) -> Built:
@@ -64,7 +69,7 @@ def build(name: str) -> Built:
     rng = random.Random(f"{family}:{number}")
     draw = draws.Draw(rng, dtype="bf16" if rng.random() < 0.2 else "f32", batch=None)
     for change in changes:
-        if change in DTYPES:
+        if change in ("f32", "bf16"):
             draw.dtype = change
         elif change[:1] == "b" and change[1:].isdigit() and int(change[1:]):
             draw.batch = int(change[1:])

@@ -16,6 +16,7 @@ Parameters of the entry are the tensors that the program reads, in order: weight
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +85,11 @@ def trace(model: torch.nn.Module, inputs: Sequence[Any], *, name: str = "module"
     """The program of `model(*inputs)`. Weights may lie on the meta device: only shapes and types count, and of inputs
     and buffers of integers the range. UserError where torch.export gives up."""
     ranges = {id(x): _range(x) for x in inputs if isinstance(x, torch.Tensor)}
-    if any(p.device.type == "meta" for p in model.parameters()):
+    buffers = dict(model.named_buffers())
+    tensors = [*model.parameters(), *buffers.values(), *(x for x in inputs if isinstance(x, torch.Tensor))]
+    if any(x.device.type == "meta" for x in tensors):
+        if any(p.device.type != "meta" for p in (*model.parameters(), *buffers.values())):
+            model = copy.deepcopy(model).to("meta")
         given, inputs = inputs, [x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs]
         ranges = {id(new): ranges[id(old)] for old, new in zip(given, inputs, strict=True) if id(old) in ranges}
     with warnings.catch_warnings(), torch.no_grad():
@@ -100,7 +105,7 @@ def trace(model: torch.nn.Module, inputs: Sequence[Any], *, name: str = "module"
                 f"{first[0][:200]}), expected a module of fixed shapes without branches on values"
             ) from error
     graph = _cleaned(exported)
-    arguments = _arguments(exported, graph, inputs, ranges)
+    arguments = _arguments(exported, graph, inputs, ranges, buffers)
     writer = _Writer(name, negative={argument.name for argument in arguments if argument.low < 0})
     module = writer.write(graph)
     return Program(module, graph.python_code("self").src, tuple(arguments), tuple(dict.fromkeys(writer.unmapped)))
@@ -153,12 +158,16 @@ def _cleaned(exported: Any) -> fx.Graph:
 
 
 def _arguments(
-    exported: Any, graph: fx.Graph, inputs: Sequence[Any], ranges: Mapping[int, tuple[int, int]]
+    exported: Any,
+    graph: fx.Graph,
+    inputs: Sequence[Any],
+    ranges: Mapping[int, tuple[int, int]],
+    buffers: Mapping[str, torch.Tensor],
 ) -> list[Argument]:
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     given = [spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
     flat = dict(zip(given, torch.utils._pytree.tree_leaves(tuple(inputs)), strict=False))
-    values = {**exported.constants, **exported.state_dict}
+    values = {**exported.constants, **exported.state_dict, **buffers}
     found = []
     for node in graph.nodes:
         if node.op != "placeholder":

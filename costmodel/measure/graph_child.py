@@ -4,8 +4,9 @@ Engines: "eager" runs the ATen operators one by one as torch does; "compile" han
 "xla" compiles the program's HLO text for the CPU. Where the program has torch code, its eager answers are what the
 other engines must come to. One core; gradients off.
 
-The clock is the processor time of the process, all its threads. On one core that is the wall time without what other
-programs took of it meanwhile: a program of 50 ms is hardly ever left alone that long on a machine that does other work.
+Where one thread does all the work (eager, compile) the clock is its processor time: the wall time without what other
+programs took of the core meanwhile, since a program of 50 ms is hardly ever left alone that long. XLA works in a thread
+of its own, so its clock is the wall's. (The process's own clock steps by whole ticks where processor time is limited.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from costmodel.measure.protocol import GraphTask, Outcome
 Run = Callable[[], Sequence[Any]]
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 BUDGET_US = 150_000.0  # of samples: making a program takes longer
-ENGINES = ("eager", "compile", "xla")
+CLOCKS = {"eager": time.thread_time_ns, "compile": time.thread_time_ns, "xla": time.perf_counter_ns}
+ENGINES = tuple(CLOCKS)
 
 
 def load(engine: str) -> None:
@@ -46,7 +48,17 @@ def load(engine: str) -> None:
 
 
 def execute(task: GraphTask) -> Outcome:
-    """Runs in the child. A build that fails is a compile_error, a run that fails a launch_error."""
+    """Runs in the child. A build that fails is a compile_error; MemoryError where memory ran out, which torch says in
+    words; a run that fails raises what it raises."""
+    try:
+        return _execute(task)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(one_line(error)) from error
+        raise
+
+
+def _execute(task: GraphTask) -> Outcome:
     torch.set_grad_enabled(False)
     arguments = fill(task)
     forward = function(task.code) if task.code else None
@@ -62,7 +74,7 @@ def execute(task: GraphTask) -> Outcome:
     first = as_numpy(run())
     if error := faults(first, expected, tolerance(arguments)):  # type: ignore[misc]
         return Outcome("wrong_result", error=error)
-    samples = sampling.take(run_once(run), task.timing, clock_ns=time.process_time_ns, budget_us=BUDGET_US)
+    samples = sampling.take(run_once(run), task.timing, clock_ns=CLOCKS[task.engine], budget_us=BUDGET_US)
     if error := faults(as_numpy(run()), first, tolerance(arguments)):  # type: ignore[misc]
         return Outcome("wrong_result", error=f"on a later call: {error}")
     return Outcome("ok", tuple(round(x, 3) for x in samples))
