@@ -1,6 +1,6 @@
 """A training run that several processes share, started by `torchrun` or `accelerate launch`.
 
-    torchrun --nproc-per-node 2 -m costmodel.cli train --shards runs/shards --out runs/model
+    torchrun --nproc-per-node 2 --no-python costmodel train --shards runs/shards --out runs/model
 
 All of them draw the same step, and each computes whole groups of it, since a ranking term is of a group. The gradients
 of a sum are the sum of the gradients, so what is learned is what one process learns, to rounding, and a run may go on
@@ -85,15 +85,14 @@ class Processes:
         over it, while a gradient of zeros would let a weight decay."""
         if self.count == 1:
             return
-        absent = [torch.zeros(1) if p.grad is None else torch.ones(1) for p in parameters]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([x.flatten().to(parameters[0].device, torch.float32) for x in (*absent, *grads)])
+        present = torch.tensor([p.grad is not None for p in parameters]).to(grads[0])
+        flat = torch.cat([present, *(grad.flatten() for grad in grads)])
         with _all_there():
             distributed.all_reduce(flat)
-        present, sums = flat[: len(parameters)].tolist(), flat[len(parameters) :]
-        pieces = sums.split([p.numel() for p in parameters])
-        for parameter, piece, processes in zip(parameters, pieces, present, strict=True):
-            parameter.grad = piece.view_as(parameter).to(parameter.dtype) if processes else None
+        having, *sums = flat.split([len(parameters), *(p.numel() for p in parameters)])
+        for parameter, some, total in zip(parameters, having.tolist(), sums, strict=True):
+            parameter.grad = total.view_as(parameter).to(parameter.dtype) if some else None
 
 
 ALONE = Processes()

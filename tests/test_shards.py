@@ -1,12 +1,14 @@
 """Token shards: what is read back trains the same model, where no source text can be read."""
 
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from test_predictor import TINY, TRAINING
 from test_search import DEVICE
@@ -63,3 +65,74 @@ def test_training_on_shards_needs_no_parser_and_gives_the_same_model(folder, tmp
 def test_what_is_no_folder_of_shards(tmp_path):
     with pytest.raises(UserError, match="--write-shards"):
         Shards.load(tmp_path)
+
+
+def test_groups_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
+    made = shards_of(TRAINING, SHORT)
+    whole = replace(made, groups=[replace(made.groups[0], z=made.groups[0].z + i) for i in range(7)], texts=[[1], [2]])
+    monkeypatch.setattr("costmodel.shards.ROW_GROUP_IDS", len(TRAINING) * 40)
+    whole.save(tmp_path)
+    pieces = Shards.load(tmp_path)
+    assert 1 < pq.ParquetFile(tmp_path / "groups.parquet").num_row_groups < 7
+    assert len(pieces.groups) == 7
+    for at in (6, 5, 4, 3, 2, 1, 0, -1, 0):
+        one, two = whole.groups[at], pieces.groups[at]
+        assert list(one.source) == two.source
+        assert [list(ids) for ids in one.suffixes] == list(two.suffixes)
+        assert np.array_equal(one.z, two.z, equal_nan=True)
+    assert pieces.texts[:] == [[1], [2]]
+    with pytest.raises(IndexError):
+        pieces.groups[len(pieces.groups)]
+    copied = pickle.loads(pickle.dumps(pieces.groups))  # as they go to a process of their own
+    assert list(copied[1].spelled) == list(pieces.groups[1].spelled)
+
+
+def test_ids_of_another_vocabulary_are_refused(folder, tmp_path):
+    shards = Shards.load(folder)
+    group = replace(shards.groups[0], source=[shards.tokenizer.vocab_size])
+    Shards(shards.tokenizer, [group], shards.texts, {}).save(tmp_path)
+    with pytest.raises(UserError, match="vocabulary"):
+        Shards.load(tmp_path)
+
+
+def test_shards_larger_than_memory_are_written_and_trained_on(folder, tmp_path):
+    """120 MB of random ids, made as they are written, in a process that may grow by a third of it."""
+    code = textwrap.dedent(f"""
+        import re
+        from collections.abc import Sequence
+        from pathlib import Path
+        import numpy as np
+        from costmodel.dataset import bounded
+        from costmodel.recipe import Recipe, train_members
+        from costmodel.shards import Shards
+        from costmodel.train import Group
+
+        bounded.KEPT_BYTES = 4 << 20
+
+        class Endless(Sequence):
+            def __init__(self, count):
+                self.count = count
+            def __len__(self):
+                return self.count
+            def __getitem__(self, number):
+                if number >= self.count:
+                    raise IndexError
+                suffixes = np.random.default_rng(number).integers(5, 250, (2000, 50)).tolist()
+                return Group([number % 40 + 5], [[7]], suffixes, np.zeros(2000), np.zeros(2000, bool))
+
+        def kilobytes(name):
+            return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+        def trained(count):
+            Shards(small.tokenizer, Endless(count), small.texts, {{}}).save({str(tmp_path)!r} + f"/{{count}}")
+            return train_members(Shards.load({str(tmp_path)!r} + f"/{{count}}"), {replace(SHORT, steps=4)!r})
+        small = Shards.load({str(folder)!r})
+        trained(10)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+        before = kilobytes("VmRSS")
+        trained(300)
+        print(1024 * (kilobytes("VmHWM") - before))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 3 * int(done.stdout) < 300 * 2000 * 50 * 4

@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train a model on measurements; run again after a kill, it goes on where it was.
 
-    Started by torchrun or accelerate launch, processes share every step: torchrun --nproc-per-node 2 -m costmodel train
+    Processes that torchrun or accelerate launch start share every step; so do several machines.
     Example: costmodel train --data datasets/cpu-cpp --out runs/mine --members 2
     """
     if objective not in ("both", "next-token", "latency"):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -27,7 +31,7 @@ from costmodel.cli.shared import (
     tuning_records,
 )
 from costmodel.present import print_json, progress
-from costmodel.records import Measurement, Timing, UserError, Workload
+from costmodel.records import Device, Measurement, Timing, UserError, Workload
 
 LANGUAGES = ("cpp", *GPU_LANGUAGES)
 
@@ -53,6 +57,9 @@ def collect(
     count: Annotated[int, typer.Option(help="Graphs: how many of the generator's.")] = 100,
     engine: Annotated[str, typer.Option(help="Graphs: what runs them: eager, compile or xla.")] = "eager",
     family: Annotated[list[str] | None, typer.Option(help="Graphs: only this family; may be repeated.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="ray: on every device of a Ray cluster ($RAY_ADDRESS), not on this machine.")
+    ] = None,
     store: StorePath = None,
     seed: Seed = 0,
     trust: Trust = False,
@@ -65,6 +72,8 @@ def collect(
     Example: costmodel collect triton --offline --device H200 --configs 20
 
     Example: costmodel collect graphs --count 400 --engine xla
+
+    Example: costmodel collect cpp --workers ray --store postgresql://me@host/kernels
     """
     from costmodel.search import Budget
 
@@ -75,6 +84,8 @@ def collect(
         raise UserError(f"got --device {device}, but what is run is run on this machine; add --offline to only compile")
     if timing and offline:
         raise UserError(f"got --timing {timing} with --offline, which runs nothing; leave one of them out")
+    if workers and (workers != "ray" or offline or kernels == ["graphs"]):
+        raise UserError(f"got --workers {workers}, expected ray, and kernels that are run; leave it out")
     if kernels == ["graphs"]:
         from costmodel.cli.graphing import collect_graphs
 
@@ -93,25 +104,52 @@ def collect(
     counts: Counter[str] = Counter()
     with open_store(store) as opened:
         for language, loaded in _by_language(kernels or ["cpp"], trust=trust).items():
-            target = device_named(device, language, advice=GIVE_DEVICE if offline else COMPILE_INSTEAD)
             first, *also = timings = [Timing()] if offline else _timings(timing, language)
             options: dict[str, Any] = {} if offline else {"passes": passes}
             if not offline and language in GPU_LANGUAGES:
                 options["also"] = tuple(also)
             collector = compile_facts(language) if offline else collector_of(language)
             kernels_of = [workload.kernel for workload in loaded]
-            known = [m for t in timings for m in collector.stored(opened, device=target, timing=t, kernels=kernels_of)]
-            request = collector.CollectRequest(
-                workloads=loaded, configs_per_kernel=configs, seed=seed, device=target, skip=collector.already(known),
-                timing=first,
-                budget_s=None if deadline is None else max(0.0, deadline - time.monotonic()), **options,
-            )  # fmt: skip
-            total = len(collector.choose(request, target)) * options.get("passes", 1) * len(timings)
-            taken = collector.collect(request)
-            for measurement in progress(taken, "compiling" if offline else "measuring", total=total, quiet=as_json):
-                opened.add([measurement])
-                counts["infeasible" if dict(measurement.counters).get("infeasible") else measurement.status] += 1
+            place = _fleet(language) if workers else _here(device, language, collector, offline=offline)
+            with place as (devices, run):
+                requests, total = [], 0
+                for target in devices:
+                    stored = partial(collector.stored, opened, device=target, kernels=kernels_of)
+                    done = collector.already([m for t in timings for m in stored(timing=t)])
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    request = collector.CollectRequest(
+                        workloads=loaded, configs_per_kernel=configs, seed=seed, device=target, skip=done,
+                        timing=first, budget_s=left, **options,
+                    )  # fmt: skip
+                    requests.append(request)
+                    total += len(collector.choose(request, target)) * options.get("passes", 1) * len(timings)
+                what = "compiling" if offline else "measuring"
+                for measurement in progress(run(requests), what, total=total, quiet=as_json):
+                    opened.add([measurement])
+                    counts["infeasible" if dict(measurement.counters).get("infeasible") else measurement.status] += 1
     _tell_measured("compiled" if offline else "measured", counts, opened.name, as_json=as_json)
+
+
+Place = tuple[
+    Sequence[Device], Callable[[list[Any]], Iterator[Measurement]]
+]  # devices, and what runs a request for each
+
+
+@contextmanager
+def _here(device: str | None, language: str, collector: ModuleType, *, offline: bool) -> Iterator[Place]:
+    target = device_named(device, language, advice=GIVE_DEVICE if offline else COMPILE_INSTEAD)
+    yield [target], lambda requests: collector.collect(*requests)
+
+
+@contextmanager
+def _fleet(language: str) -> Iterator[Place]:
+    from costmodel.measure.many import Fleet
+
+    with Fleet(language) as fleet:
+        yield fleet.devices, fleet.collect
+        if fleet.lost:
+            told = f"{fleet.lost} workers were lost, and {fleet.again} variants measured by others in their place"
+            print(f"costmodel: {told}", file=sys.stderr)
 
 
 def _tell_measured(done: str, counts: Counter[str], store: str, *, as_json: bool) -> None:
