@@ -1,6 +1,6 @@
 """The HLO parser on a corpus of JAX dumps: does it read all, does XLA read the same, how fast, how short.
 
-    python benchmarks/hlo_parser.py            # needs jax; about five minutes on one core
+    python benchmarks/hlo_parser.py            # needs jax; takes minutes
     python benchmarks/hlo_parser.py --quick    # without the dumps of every compiler pass
 
 Each program of hlo_programs.py gives its text before optimization and after, and (--quick leaves them out) what XLA
@@ -25,7 +25,6 @@ from costmodel.graph import Module, canonical_text, parse, to_text
 from costmodel.records import UserError
 from costmodel.tokens import TextTokenizer
 
-HERE = Path(__file__).resolve().parent
 VOCABULARY = 4096
 FOLDS = 4
 _OPCODE = re.compile(r"\s(?!b\()([a-z][\w\-]*)\(")  # b(...) is the shape of a buffer

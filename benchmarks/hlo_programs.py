@@ -103,7 +103,7 @@ def experts(x, gate, w):
 
 def state_space(x, a, b):
     decay, drive = jnp.exp(-nn.softplus(x @ a)), x @ b
-    return lax.associative_scan(lambda l, r: (l[0] * r[0], l[1] * r[0] + r[1]), (decay, drive))[1]  # noqa: E741
+    return lax.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (decay, drive))[1]
 
 
 def moved(a, i):

@@ -15,7 +15,7 @@ one JSON document.
 """
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import pandas as pd
 import scipy.stats
 import sklearn.datasets
 import torch
-from joblib import Parallel, delayed
+from over_seeds import as_json, over_seeds
 
 from costmodel.codecs.digits import Normalized
 from costmodel.codecs.grids import LinearGrid
@@ -73,7 +73,7 @@ def wave(rng, rows, *, noise=0.1, tails=False):
     truth = np.sin(3 * x[:, 0]) + x[:, 1] ** 2 + 0.5 * x[:, 2]
     if tails:
         truth = np.exp(truth)
-        return x, truth * np.exp(0.5 * rng.standard_t(2, size=rows)), truth
+        return x, truth * np.exp(0.7 * rng.standard_t(5, size=rows)), truth
     return x, truth + noise * rng.normal(size=rows), truth
 
 
@@ -128,20 +128,21 @@ def bits(seed):
         y = shape.rvs(count, random_state=np.random.default_rng(seed))
         low, high = (0 - y.mean()) / y.std(), (1 - y.mean()) / y.std()
         for k in range(1, 9):
-            make = lambda width, z, k=k, ends=(low, high): DigitHead(  # noqa: E731
-                width, Normalized(low=ends[0], high=ends[1], base=2, digits=k)
-            )
+            make = partial(digits, codec=Normalized(low=low, high=high, base=2, digits=k))
             model = TabularRegressor(make, steps=300, batch=512, seed=seed, **SMALL).fit(np.zeros((count, 1)), y)
             exact = model.distribution([[0.0]])
             told = np.zeros(2**k)
             place = np.clip(((exact.support[0].numpy()) * 2**k).astype(int), 0, 2**k - 1)
             np.add.at(told, place, exact.weights[0].numpy() * 2**k)
             counted = np.histogram(y, bins=2**k, range=(0, 1))[0] * 2**k / count
-            spread = lambda bins: np.mean((np.repeat(bins, 4096 // 2**k) - f) ** 2)  # noqa: B023, E731
+            off = [float(np.mean((np.repeat(bins, len(f) // 2**k) - f) ** 2)) for bins in (told, counted)]
             formula = 2.0 ** (-2 * k) / 12 * slope + 2**k / count
-            rows.append({"rows": count, "bits": k, "decoder": float(spread(told)), "counts": float(spread(counted)),
-                         "formula": formula})  # fmt: skip
+            rows.append({"rows": count, "bits": k, "decoder": off[0], "counts": off[1], "formula": formula})
     return rows
+
+
+def digits(width, z, codec):
+    return DigitHead(width, codec)
 
 
 def repeat(seed):
@@ -150,10 +151,7 @@ def repeat(seed):
     test, _, truth = wave(np.random.default_rng(1000 + seed), 100, noise=0.0)
     rows = []
     for times in (1, 3, 5):
-        make = lambda width, z, r=times: DigitHead(  # noqa: E731
-            width, Repeated(Normalized(low=float(z.min()), high=float(z.max()), base=8, digits=3), times=r)
-        )
-        model = TabularRegressor(make, steps=500, seed=seed, **SMALL).fit(x, y)
+        model = TabularRegressor(partial(repeated, times=times), steps=500, seed=seed, **SMALL).fit(x, y)
         uniforms = torch.rand(len(test), 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             scaled = model._scaled(test)
@@ -165,20 +163,29 @@ def repeat(seed):
     return rows
 
 
+def repeated(width, z, times):
+    once = Normalized(low=float(z.min()), high=float(z.max()), base=8, digits=3)
+    return DigitHead(width, Repeated(once, times=times))
+
+
 def grids(seed):
     x, y, _ = wave(np.random.default_rng(seed), 1500)
     test, _, truth = wave(np.random.default_rng(1000 + seed), 500)
     rows = []
     for bins in (2, 3, 5, 9, 33, 257):
-        for widened in (0.0, 1.0):
-            make = lambda width, z, b=bins, w=widened: GridHead(  # noqa: E731
-                width, LinearGrid(low=float(z.min()) - w * 4 - (z.max() - z.min()) / (2 * b - 2),
-                                  high=float(z.max()) + w * 4 + (z.max() - z.min()) / (2 * b - 2), bins=b), loss="raft",
-            )  # fmt: skip
+        for beyond in (0.0, 4.0):
+            make = partial(even_grid, bins=bins, beyond=beyond)
             model = TabularRegressor(make, steps=400, seed=seed, **SMALL).fit(x, y)
             error = np.sqrt(np.mean((model.predict(test) - truth) ** 2)) / truth.std()
-            rows.append({"tokens": bins, "beyond_the_ends": widened * 4, "error": float(error)})
+            rows.append({"tokens": bins, "beyond_the_ends": beyond, "error": float(error)})
     return rows
+
+
+def even_grid(width, z, bins, beyond):
+    """The first and the last token stand for the ends of z, or for what is so far beyond them."""
+    half = (z.max() - z.min()) / (2 * bins - 2)
+    grid = LinearGrid(low=float(z.min() - beyond - half), high=float(z.max() + beyond + half), bins=bins)
+    return GridHead(width, grid, loss="raft")
 
 
 def sampled(seed):
@@ -226,11 +233,6 @@ MEASURED = ("wasserstein", "error", "median_ape", "mape", "decoder", "counts", "
             "mean_error", "entropy_nats", "nll", "r2")  # fmt: skip
 
 
-def one(name, seed):
-    torch.set_num_threads(1)
-    return [{**row, "seed": seed} for row in FIGURES[name](seed)]
-
-
 def plot(name, table, keys, measured, path):
     from matplotlib.figure import Figure
 
@@ -268,16 +270,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plot", type=Path, help="PNG to write")
     options = parser.parse_args()
-    parts = Parallel(n_jobs=options.jobs)(delayed(one)(options.figure, seed) for seed in range(options.seeds))
-    rows = pd.DataFrame([row for part in parts for row in part])
-    measured = [name for name in MEASURED if name in rows]
-    keys = [name for name in rows.columns if name not in (*measured, "seed")]
-    grouped = rows.groupby(keys, sort=False)[measured]
-    table = grouped.mean().join(grouped.std().add_suffix("_sd")).reset_index()
+    table, keys, measured = over_seeds(FIGURES[options.figure], options.seeds, measured=MEASURED, jobs=options.jobs)
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if options.plot:
         plot(options.figure, table, keys, measured, options.plot)
-    print(json.dumps({"figure": options.figure, "seeds": options.seeds, "rows": table.to_dict("records")}))
+    print(as_json(table, figure=options.figure, seeds=options.seeds))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ Figures are means over --seeds, of the configs of the target that nothing was tr
 
 import argparse
 import copy
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from over_seeds import as_json, over_seeds
 
 from costmodel import stats, workloads
 from costmodel.examples import fit, shards_of
@@ -31,7 +31,7 @@ from costmodel.recipe import Recipe, train_members
 from costmodel.serialize import vendor_only
 from costmodel.sittings import combine
 
-STEPS, TEST, PER_SPACE = 400, 400, 2000  # test rows; rows of another space, at most
+TEST, PER_SPACE = 400, 2000  # test rows; rows of another space, at most
 
 
 def read(paths, target):
@@ -51,8 +51,8 @@ def read(paths, target):
     return mine, {name: rows[:PER_SPACE] for name, rows in spaces.items()}
 
 
-def recipe(seed, **options):
-    return Recipe(**{"members": 1, "steps": STEPS, "reading_steps": 0, "rows": 256, "seed": seed, **options})
+def recipe(seed, steps, **options):
+    return Recipe(**{"members": 1, "steps": steps, "reading_steps": 0, "rows": 256, "seed": seed, **options})
 
 
 def scores(model, rows, *, device=None):
@@ -63,24 +63,25 @@ def scores(model, rows, *, device=None):
             "top10": 1 / stats.top_k_slowdown(true, predicted, 10)}  # fmt: skip
 
 
-def tasks(mine, others, seed):
+def tasks(mine, others, seed, steps):
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(mine))
     small, test = [mine[i] for i in order[:100]], [mine[i] for i in order[-TEST:]]
     names = sorted(others, key=lambda name: rng.random())
     rows = []
-    for count in (0, 1, 2, 4, 8):
+    for count in sorted({min(count, len(names)) for count in (0, 1, 2, 4, 8)}):
         more = [m for name in names[:count] for m in others[name]]
-        model, _ = fit([*small, *more], recipe(seed))
-        rows.append({"other_tasks": min(count, len(names)), **scores(model, test)})
+        model, _ = fit([*small, *more], recipe(seed, steps))
+        rows.append({"other_tasks": count, **scores(model, test)})
     return rows
 
 
-def metadata(mine, others, seed):
-    """One network for all spaces; asked of spaces that several devices share, with the text of their device changed."""
+def metadata(mine, others, seed, steps):
+    """One network for all spaces but the target; asked of those whose kernel several devices share, with the text of
+    their device changed. Means over these spaces."""
     names = sorted(others)
     train = [m for name in names for m in others[name][: PER_SPACE // 2]]
-    model, _ = fit(train, recipe(seed, steps=2 * STEPS))
+    model, _ = fit(train, recipe(seed, 2 * steps))
     model.familiarity = None  # else an unknown device would be asked in two wordings
     rows = []
     for name in names:
@@ -93,26 +94,24 @@ def metadata(mine, others, seed):
         wrong = others[siblings[seed % len(siblings)]][0].device
         nothing = replace(vendor_only(own), vendor="?")
         for told, sheet in (("right", own), ("left out", nothing), ("another's", wrong)):
-            rows.append({"space": name, "device_text": told, **scores(model, test, device=sheet)})
-    return rows
+            rows.append({"device_text": told, **scores(model, test, device=sheet)})
+    if not rows:
+        raise SystemExit("got no kernel with two devices beside --target, expected KERNEL__DEVICE records of several")
+    return pd.DataFrame(rows).groupby("device_text", sort=False).mean().reset_index().to_dict("records")
 
 
-def shots(mine, others, seed):
+def shots(mine, others, seed, steps):
     order = np.random.default_rng(seed).permutation(len(mine))
     few, test = [mine[i] for i in order[:512]], [mine[i] for i in order[-TEST:]]
-    base, _ = fit([m for rows in others.values() for m in rows], recipe(seed))
-    rows = []
-    for count in (0, 8, 32, 128, 512):
-        zero = scores(base, test)
-        if not count:
-            rows.append({"rows": 0, "how": "as it is", **zero})
-            continue
-        tuned, _ = fit(few[:count], recipe(seed, steps=60), start=copied(base))
+    base, _ = fit([m for rows in others.values() for m in rows], recipe(seed, steps))
+    rows = [{"rows": 0, "how": "as it is", **scores(base, test)}]
+    for count in (8, 32, 128, 512):
+        tuned, _ = fit(few[:count], recipe(seed, max(1, 3 * steps // 20)), start=copied(base))
         rows.append({"rows": count, "how": "fine-tuned", **scores(tuned, test)})
         corrected = copied(base)
         corrected.update(few[:count])
         rows.append({"rows": count, "how": "update", **scores(corrected, test)})
-        alone, _ = fit(few[:count], recipe(seed, steps=200))
+        alone, _ = fit(few[:count], recipe(seed, max(1, steps // 2)))
         rows.append({"rows": count, "how": "from scratch", **scores(alone, test)})
     return rows
 
@@ -122,16 +121,16 @@ def copied(model):
     return NeuralCostModel(members, model.tokenizer, copy.deepcopy(model.details))
 
 
-def pretrained(mine, others, seed):
+def pretrained(mine, others, seed, steps):
     order = np.random.default_rng(seed).permutation(len(mine))
     small, test = [mine[i] for i in order[:200]], [mine[i] for i in order[-TEST:]]
-    base, _ = fit([m for rows in others.values() for m in rows], recipe(seed, loss="hl-gauss"))
-    shards = shards_of(small, recipe(seed), tokenizer=base.tokenizer)
+    base, _ = fit([m for rows in others.values() for m in rows], recipe(seed, steps, loss="hl-gauss"))
+    shards = shards_of(small, recipe(seed, steps), tokenizer=base.tokenizer)
     z = np.concatenate([g.z[~g.failed] for g in shards.groups])
     rows = []
     for head, loss in (("grid", "hl-gauss"), ("grid", "raft"), ("grid", "hl-gauss+raft"), ("pointwise", "squared")):
         for begin in ("from scratch", "pretrained trunk", "pretrained"):
-            own = recipe(seed, steps=150, head=head, loss=loss)
+            own = recipe(seed, max(1, 3 * steps // 8), head=head, loss=loss)
             start = None
             if begin != "from scratch":
                 backbone = copy.deepcopy(base.members[0].backbone)
@@ -150,22 +149,22 @@ def pretrained(mine, others, seed):
     return rows
 
 
-def scaling(mine, others, seed):
+def scaling(mine, others, seed, steps):
     order = np.random.default_rng(seed).permutation(len(mine))
     test = [mine[i] for i in order[-TEST:]]
     rows = []
-    for count in (125, 250, 500, 1000, 2000):
+    for count in sorted({min(count, len(mine) - TEST) for count in (125, 250, 500, 1000, 2000)}):
         for width in (16, 32, 64):
-            train = [mine[i] for i in order[: min(count, len(mine) - TEST)]]
-            model, _ = fit(train, recipe(seed, hidden_size=width))
-            rows.append({"rows": len(train), "width": width, **scores(model, test)})
+            train = [mine[i] for i in order[:count]]
+            model, _ = fit(train, recipe(seed, steps, hidden_size=width))
+            rows.append({"rows": count, "width": width, **scores(model, test)})
     return rows
 
 
-def churn(mine, others, seed):
+def churn(mine, others, seed, steps):
     order = np.random.default_rng(seed).permutation(len(mine))
     train, test = [mine[i] for i in order[:1000]], [mine[i] for i in order[-TEST:]]
-    model, _ = fit(train, recipe(seed * 10, members=8, steps=STEPS // 2))
+    model, _ = fit(train, recipe(seed * 10, max(1, steps // 2), members=8))
     variants = [m.variant for m in test]
     halves = {"one": ([0], [1]), "average of four": ([0, 1, 2, 3], [4, 5, 6, 7])}
     rows = []
@@ -200,9 +199,8 @@ FIGURES = {f.__name__: f for f in (tasks, metadata, shots, pretrained, scaling, 
 MEASURED = ("spearman", "mape_scaled", "top10", "log2_change", "kendall_between", "same_of_top10")
 
 
-def one(name, paths, target, seed):
-    torch.set_num_threads(1)
-    return [{**row, "seed": seed} for row in FIGURES[name](*read(paths, target), seed)]
+def one(name, paths, target, steps, seed):
+    return FIGURES[name](*read(paths, target), seed, steps)
 
 
 def main():
@@ -210,24 +208,19 @@ def main():
     parser.add_argument("figure", choices=FIGURES)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--target", default="convolution_milo__A100")
+    parser.add_argument("--steps", type=int, default=400, help="of a training; some figures take a share of it")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
-    work = (delayed(one)(options.figure, options.records, options.target, seed) for seed in range(options.seeds))
-    rows = pd.DataFrame([row for part in Parallel(n_jobs=options.jobs)(work) for row in part])
-    if options.figure == "metadata":
-        rows = rows.drop(columns="space")
-    measured = [name for name in MEASURED if name in rows]
-    keys = [name for name in rows.columns if name not in (*measured, "seed")]
-    grouped = rows.groupby(keys, sort=False)[measured]
-    table = grouped.mean().join(grouped.std().add_suffix("_sd")).reset_index()
+    figure = partial(one, options.figure, options.records, options.target, options.steps)
+    table, _, _ = over_seeds(figure, options.seeds, measured=MEASURED, jobs=options.jobs)
     print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
     extra = {"power_law": power_law(table)} if options.figure == "scaling" else {}
     for law in extra.get("power_law", []):
         print(f"width {law['width']}: error ~ rows^{law['exponent']:.2f} foretells {law['predicted']:.3f}, "
               f"seen {law['seen']:.3f}")  # fmt: skip
-    settings = {"figure": options.figure, "target": options.target, "seeds": options.seeds}
-    print(json.dumps({**settings, "rows": table.to_dict("records"), **extra}))
+    settings = {name: getattr(options, name) for name in ("figure", "target", "steps", "seeds")}
+    print(as_json(table, **settings, **extra))
 
 
 if __name__ == "__main__":

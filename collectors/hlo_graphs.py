@@ -28,10 +28,10 @@ from costmodel import architectures
 from costmodel.devices import detect
 from costmodel.graph import Instruction, Module, Shape, facts, parse, to_text
 from costmodel.measure import sealing
-from costmodel.measure.blocks import Patience, Sentinel, plan, suspicious, take_block, with_counter
+from costmodel.measure.blocks import BLOCK_SIZE, Patience, Sentinel, plan, suspicious, take_block, with_counter
 from costmodel.measure.compiling import default_cache
 from costmodel.measure.isolation import Isolated
-from costmodel.measure.protocol import GraphTask, Outcome
+from costmodel.measure.protocol import ENGINES, GraphTask, Outcome
 from costmodel.measure.requests import MAX_PASSES, already
 from costmodel.records import Config, Device, Kernel, Measurement, Problem, TensorSpec, Timing, UserError, Variant
 from costmodel.workloads import load_module, shipped
@@ -44,7 +44,6 @@ __all__ = ["CollectRequest", "GraphRunner", "already", "collect", "names", "of_j
 
 # More samples than a kernel gets: a program of 50 us costs nothing to repeat.
 WARM = Timing(warmup_us=10_000.0, min_samples=30, relative_error=0.01)
-ENGINES = ("eager", "compile", "xla")
 TIMEOUT_S = {"eager": 60.0, "compile": 240.0, "xla": 120.0}  # building and timing together
 MEMORY_BYTES = 6 << 30
 WINDOW = 320  # programs that are held at once; their passes are as far apart as it takes to time so many
@@ -353,11 +352,11 @@ class _Collection:
         self.cpu.graphs.clear()
         variants: list[Variant] = []
         minima: dict[Variant, list[float]] = {}
-        for i in range(0, len(window), 40):
+        for i in range(0, len(window), BLOCK_SIZE):
             if self.late():
                 return
             fresh = []
-            for name in window[i : i + 40]:
+            for name in window[i : i + BLOCK_SIZE]:
                 made = self.make(name)
                 if isinstance(made, Measurement):
                     yield made

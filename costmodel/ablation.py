@@ -9,11 +9,12 @@ table and the pictures are made from the rows alone, so a run that was killed go
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,13 @@ import torch
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
-from costmodel import stats
-from costmodel.dataset import groups, split
-from costmodel.evaluate import evaluate_points, predict_all
+from costmodel import reading, stats, uncertainty
+from costmodel.dataset import By, groups, space_key, split
+from costmodel.evaluate import evaluate, predict_all
 from costmodel.examples import shards_of
 from costmodel.predictor import NeuralCostModel
 from costmodel.recipe import Recipe, train_members
-from costmodel.records import READOUTS, Measurement, Prediction, UserError
+from costmodel.records import READOUTS, Measurement, Prediction, UserError, check_readout
 from costmodel.shards import Shards
 
 HELD_OUT = 0.25
@@ -83,8 +84,8 @@ def ablate(
     Tested on at most TEST_CONFIGS configs of each space that ran. A figure is the mean over spaces. Times are of one
     thread's processor.
     """
-    if unknown := [name for name in readouts if name not in READOUTS]:
-        raise UserError(f"got readout {unknown[0]!r}, expected one of {', '.join(READOUTS)}")
+    for readout in readouts:
+        check_readout(readout)
     finished = set(done)
     left = [(trial, seed) for seed in seeds for trial in trials if (str(trial), seed) not in finished]
     if not left:
@@ -103,7 +104,7 @@ def hold_out(measurements: Sequence[Measurement], by: str) -> tuple[list[Measure
     """Training and test rows: a quarter held out by "problem", "kernel", "form" or "device" (see `dataset.split`), or,
     by "config", a quarter of the configs of every space."""
     if by != "config":
-        parts = split(measurements, by=by, fraction=HELD_OUT, seed=0)  # type: ignore[arg-type]
+        parts = split(measurements, by=cast("By", by), fraction=HELD_OUT, seed=0)  # which refuses what it does not know
         return list(parts.train), list(parts.test)
     train: list[Measurement] = []
     test: list[Measurement] = []
@@ -142,10 +143,7 @@ def _run(
 
 
 def _figures(test: Sequence[Measurement], predictions: Sequence[Prediction], readout: str) -> dict[str, float]:
-    intervals = [(p.quantile_us(0.05), p.quantile_us(0.95)) for p in predictions]
-    known = [p.scale_known for p in predictions]
-    points = np.array([p.read_us(readout) for p in predictions])
-    table = evaluate_points(test, points, intervals, by="space", scale_known=known).iloc[:-1]
+    table = evaluate(test, predictions, by="space", readout=readout).iloc[:-1]
     ranked = table[["spearman", "kendall"]].fillna(0.0)  # a constant ranks nothing
     rest = table[["median_ape", "mape", "mape_scaled", "top1", "top10", "coverage90"]].mean()
     return {**ranked.mean().to_dict(), **rest.to_dict()}
@@ -154,17 +152,11 @@ def _figures(test: Sequence[Measurement], predictions: Sequence[Prediction], rea
 def negative_log_likelihood(test: Sequence[Measurement], predictions: Sequence[Prediction]) -> float:
     """Mean over rows, in nats, of the density over log2 latency within NLL_WINDOW of the truth. Where a space has no
     scale, after the factor that sets its medians right."""
-    shift = np.zeros(len(test))
-    spaces: dict[Any, list[int]] = {}
-    for i, m in enumerate(test):
-        spaces.setdefault((m.variant.kernel.identity, m.variant.problem, m.device.name), []).append(i)
-    for rows in spaces.values():
-        if not all(predictions[i].scale_known for i in rows):
-            off = [np.log2(test[i].latency_us / predictions[i].median_us) for i in rows]
-            shift[rows] = np.median(off)
+    true = np.log2([m.latency_us for m in test])
+    told = uncertainty.at_best_scale(true, np.log2([p.median_us for p in predictions]), predictions,
+                                     [space_key(m) for m in test])  # fmt: skip
     total = 0.0
-    for m, p, moved in zip(test, predictions, shift, strict=True):
-        middle = float(np.log2(m.latency_us) - moved)
+    for middle, p in zip(told.tolist(), predictions, strict=True):
         low, high = 2 ** (middle - NLL_WINDOW / 2), 2 ** (middle + NLL_WINDOW / 2)
         density = (p.probability_below(high) - p.probability_below(low)) / NLL_WINDOW
         total -= np.log((1 - NLL_DOUBT) * density + NLL_DOUBT / NLL_RANGE)
@@ -214,10 +206,10 @@ def _percent(share: float) -> str:
 
 
 def figure(summary: pd.DataFrame) -> Figure:
-    """Left: rank correlation of each trial with its interval, by its best readout. Right: what it costs to train."""
+    """Each trial by its best readout: rank correlation with its interval, median APE, and what it costs to train."""
     best = summary.loc[summary.groupby("trial")["spearman"].idxmax()].sort_values("spearman")
     picture = Figure(figsize=(11, 1.2 + 0.26 * len(best)), layout="constrained")
-    left, right = picture.subplots(1, 2, width_ratios=[3, 2])
+    left, middle, right = picture.subplots(1, 3, width_ratios=[3, 1.5, 1.5], sharey=True)
     places = np.arange(len(best))
     spread = np.abs(best[["low", "high"]].to_numpy().T - best["spearman"].to_numpy())
     tied = best["behind"].to_numpy() == 0
@@ -225,20 +217,41 @@ def figure(summary: pd.DataFrame) -> Figure:
         if chosen.any():
             left.errorbar(best["spearman"][chosen], places[chosen], xerr=spread[:, chosen], fmt="o", color=colour,
                           capsize=2, label=label)  # fmt: skip
+            middle.plot(best["median_ape"][chosen], places[chosen], "o", color=colour)
+            right.plot(best["train_cpu_s"][chosen], places[chosen], "o", color=colour)
     left.set_yticks(places, [f"{t}  ({r})" for t, r in zip(best["trial"], best["readout"], strict=True)], fontsize=8)
-    left.set_xlabel("Spearman rank correlation, mean over spaces (95 % over seeds)")
-    left.grid(axis="x", alpha=0.3)
-    left.legend(fontsize=8, loc="lower right")
-    right.scatter(best["train_cpu_s"], best["median_ape"], s=18, color="#1b6ca8")
-    for row in best.to_dict("records"):
-        right.annotate(row["trial"], (row["train_cpu_s"], row["median_ape"]), fontsize=6, xytext=(3, 2),
-                       textcoords="offset points")  # fmt: skip
-    right.set_xlabel("CPU-seconds of training")
-    right.set_ylabel("median APE")
-    right.grid(alpha=0.3)
+    left.legend(fontsize=8, loc="upper left")
+    headings = ("Spearman, mean over spaces (95 % over seeds)", "median APE", "CPU-seconds of training")
+    for axes, heading in zip((left, middle, right), headings, strict=True):
+        axes.set_xlabel(heading)
+        axes.grid(axis="x", alpha=0.3)
     return picture
+
+
+# ---- what goes on where it was
 
 
 def read_rows(path: Path) -> pd.DataFrame:
     """Rows as `costmodel ablate` writes them; none where there is no file yet."""
     return pd.read_csv(path, keep_default_na=False, na_values=["nan"]) if path.exists() else pd.DataFrame()
+
+
+def finished(rows: pd.DataFrame, readouts: Sequence[str]) -> set[tuple[str, int]]:
+    """The trials and seeds of which `rows` has all readouts."""
+    told: dict[tuple[str, int], set[str]] = {}
+    for row in rows.to_dict("records"):
+        told.setdefault((row["trial"], row["seed"]), set()).add(row["readout"])
+    return {key for key, names in told.items() if names.issuperset(readouts)}
+
+
+def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """UserError where the rows in `folder` are of other data or another recipe. JSON-able settings, kept there."""
+    path = folder / "settings.json"
+    if path.exists():
+        before = reading.json_object(path, expected="the settings of a run of `costmodel ablate`")
+        if other := [name for name, value in settings.items() if before.get(name) != value]:
+            raise UserError(
+                f"got --out {folder}, whose rows are of another run ({', '.join(other)} differ), expected one of this "
+                "data and recipe; give another folder"
+            )
+    path.write_text(json.dumps(settings))

@@ -75,7 +75,7 @@ class References:
         return answers
 
 
-class _Measured:
+class Measured:
     """The successes seen so far and their references."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _Measured:
         return self._references.predictions(variants, device, [1.0] * len(variants), [2.0] * len(variants))
 
 
-class Roofline(_Measured):
+class Roofline(Measured):
     """Latency = `floor.estimate_us` times one factor, learned from what was measured. It cannot rank the configs of a
     problem. Before anything is measured the factor is 1, or 2 where the estimate is no more than the floor.
     """
@@ -124,7 +124,7 @@ def _above_floor(problem: Problem, device: Device) -> float:
     return math.log2(estimate_us(problem, device) / floor_us(problem, device)) if has_floor(problem) else 0.0
 
 
-class _Trees(_Measured):
+class _Trees(Measured):
     """A regressor of scikit-learn on `variant_features`, fitted anew on everything at each update."""
 
     def __init__(self, regressor: Any) -> None:
@@ -153,16 +153,20 @@ class _Trees(_Measured):
         return self._references.predictions(variants, device, z, [self._sd] * len(variants))
 
 
+def boosting(
+    *, seed: int, iterations: int = 600, leaves: int = 63, learning_rate: float = 0.06
+) -> HistGradientBoostingRegressor:
+    return HistGradientBoostingRegressor(
+        max_iter=iterations, max_leaf_nodes=leaves, learning_rate=learning_rate, l2_regularization=1.0,
+        min_samples_leaf=8, max_features=0.5, random_state=seed,
+    )  # fmt: skip
+
+
 class BoostedTrees(_Trees):
     """Gradient-boosted trees: the strongest opponent inside a parametrised kernel."""
 
     def __init__(self, *, seed: int, iterations: int = 600, leaves: int = 63, learning_rate: float = 0.06) -> None:
-        super().__init__(
-            HistGradientBoostingRegressor(
-                max_iter=iterations, max_leaf_nodes=leaves, learning_rate=learning_rate, l2_regularization=1.0,
-                min_samples_leaf=8, max_features=0.5, random_state=seed,
-            )
-        )  # fmt: skip
+        super().__init__(boosting(seed=seed, iterations=iterations, leaves=leaves, learning_rate=learning_rate))
 
 
 class RandomForest(_Trees):
@@ -172,7 +176,7 @@ class RandomForest(_Trees):
         super().__init__(ExtraTreesRegressor(trees, min_samples_leaf=2, max_features=0.5, random_state=seed))
 
 
-class NearestNeighbour(_Measured):
+class NearestNeighbour(Measured):
     """The slowdown of the most alike measured variants: same source first, then op, then problem size, then config."""
 
     def __init__(self, *, neighbours: int = 3) -> None:
@@ -203,7 +207,7 @@ class NearestNeighbour(_Measured):
         return self._references.predictions(variants, device, slowdown, spread)
 
 
-class GaussianProcess(_Measured):
+class GaussianProcess(Measured):
     """Few-shot regression from scratch: a Matern process on the configs measured so far, for one kernel and problem."""
 
     def update(self, measurements: Sequence[Measurement]) -> None:

@@ -18,7 +18,6 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -26,9 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from costmodel.baselines import _Measured
+from costmodel.baselines import Measured, boosting
 from costmodel.gaussian import MaternProcess
-from costmodel.model.decoder import PrefixCache, extend, pad, prepare, suffix_states
+from costmodel.model.decoder import PrefixCache, all_states, encode_suffixes, extend, pad, prepare
 from costmodel.predictor import BATCH, PREFIX_BUDGET, NeuralCostModel
 from costmodel.records import Device, Measurement, Prediction, Prompt, UserError, Variant
 from costmodel.serialize import prompt
@@ -108,8 +107,8 @@ class FolderReader:
         if not (folder / "config.json").is_file():
             raise UserError(f"got {folder}, which holds no config.json, expected a folder that save_pretrained wrote")
         try:
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"got {folder}, expected a model and its tokenizer: {reason}") from error
@@ -186,9 +185,8 @@ def _read(backbone: PreTrainedModel, after: _Read | None, ids: Sequence[int]) ->
     before = after or _Read(None, torch.zeros(()))
     if not ids:
         return before
-    both_ways = {"both_ways": True} if getattr(backbone.config, "prefix_lm", False) else {}
-    embedded = backbone.get_input_embeddings()(torch.tensor(ids))
-    cache, states = extend(backbone, before.cache, embedded, reads=len(ids), **both_ways)
+    embeddings = backbone.get_input_embeddings()(torch.tensor(ids))
+    cache, states = extend(backbone, before.cache, embeddings, reads=len(ids), prompt=True)
     return _Read(cache, before.total + states.sum(0))
 
 
@@ -207,12 +205,10 @@ def _shared(backbone: PreTrainedModel, prefix: _Read, suffixes: Sequence[Sequenc
 def _suffixes(
     backbone: PreTrainedModel, cache: PrefixCache, total: Tensor, ids: Tensor, lengths: Tensor, pooling: Pooling
 ) -> Tensor:
-    embedded = backbone.get_input_embeddings()(ids)
     if pooling == "last":
-        return suffix_states(backbone, cache, embedded, lengths[:, None] - 1)[:, 0]
-    places = torch.arange(ids.shape[1])
-    own = suffix_states(backbone, cache, embedded, places.expand(len(ids), -1))
-    real = (places < lengths[:, None])[..., None]
+        return encode_suffixes(backbone, cache, ids, lengths)
+    own = all_states(backbone, cache, ids)
+    real = (torch.arange(ids.shape[1]) < lengths[:, None])[..., None]
     return (total + (own * real).sum(1)) / (cache.length + lengths[:, None])
 
 
@@ -236,7 +232,7 @@ def _whole(
 # ---- regressors ----
 
 
-class EmbeddedModel(_Measured):
+class EmbeddedModel(Measured):
     """A CostModel: log2 slowdowns regressed on embeddings, fitted anew on everything at each update.
 
     kind: "ridge" (penalty by leave-one-out), "trees" (those of `baselines.BoostedTrees`) or "gp" (a Matern process on
@@ -296,11 +292,7 @@ class _Pipeline:
     """Standardised features and a regressor of scikit-learn, with one spread for all."""
 
     def __init__(self, kind: Kind, seed: int, features: Array, target: NDArray[np.float64], sd: float) -> None:
-        trees = HistGradientBoostingRegressor(
-            max_iter=600, max_leaf_nodes=63, learning_rate=0.06, l2_regularization=1.0, min_samples_leaf=8,
-            max_features=0.5, random_state=seed,
-        )  # fmt: skip
-        regressor = trees if kind == "trees" else RidgeCV(np.logspace(-3, 5, 17))
+        regressor = boosting(seed=seed) if kind == "trees" else RidgeCV(np.logspace(-3, 5, 17))
         self._pipeline = make_pipeline(StandardScaler(), regressor).fit(features.astype(np.float64), target)
         self._sd = sd
 

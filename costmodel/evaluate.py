@@ -87,10 +87,9 @@ def evaluate_points(
     frame = pd.DataFrame(per_space)
     counts = frame.groupby("group", sort=True)["n"].sum()
     means = frame.drop(columns="n").groupby("group", sort=True).mean()
-    means.insert(0, "n", counts)
     means.loc["mean"] = means.mean()
-    means.loc["mean", "n"] = counts.sum()
-    return means.reset_index().astype({"n": int})
+    means.insert(0, "n", [*counts, counts.sum()])
+    return means.reset_index()
 
 
 def _space_row(rows: pd.DataFrame) -> dict[str, float]:

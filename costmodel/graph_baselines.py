@@ -1,7 +1,7 @@
 """Opponents of the text model on programs, behind one protocol: fit(rows), predict(rows) -> latencies in microseconds.
 
-They know what the text model is not told: histograms of opcodes and the cost facts of each instruction. The trees on
-the residual over the floor were the strongest in what was tried before (Kendall .91 on random splits).
+They know what the text model is not told: histograms of opcodes and the cost facts of each instruction.
+benchmarks/graphs.py compares them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from costmodel.graph_lines import NUMBERS, Program
 from costmodel.graph_rows import Row
+from costmodel.measure.protocol import ENGINES
 
 Array = NDArray[np.float64]
 _FLOPS, _READ, _WRITTEN, _COUNT, _FLOOR = (
     NUMBERS.index(name) for name in ("flops", "bytes_read", "bytes_written", "count", "floor_us")
 )
 _MOST_KINDS = 128  # columns of a histogram, the most frequent first
-_ENGINES = ("eager", "compile", "xla")
 
 
 class Opponent(Protocol):
@@ -140,7 +140,7 @@ class _Table:
             for name, value in histogram(row.program).items():
                 if name in self.columns:
                     table[n, self.columns[name]] = np.log2(1 + value)
-        engines = np.array([[row.engine == name for name in _ENGINES] for row in rows], dtype=float)
+        engines = np.array([[row.engine == name for name in ENGINES] for row in rows], dtype=float)
         parts = [table, engines]
         return np.hstack([*parts, np.array([facts(row.program) for row in rows])] if self.with_facts else parts)
 

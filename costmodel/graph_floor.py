@@ -7,7 +7,10 @@ The floor of an instruction is a roofline of one core and what it costs to start
 and nothing for what only names memory. A slowdown is log2(latency / sum of the floors). The constants are no fit and
 must not become one: dividing by another floor changes every rank correlation of slowdowns, so they are told with the
 data (`constants`), and a model that was trained against other ones is refused. They are round numbers near one core of
-a server with AVX-512; most programs lie within a factor of four of their floor, small ones mostly below it (in caches).
+a server with AVX-512; small programs, whose data stays in caches, may lie below their floor.
+
+What only may be a view (VIEWS) is neither free nor traffic here, but VIEW_US each, whatever its size: eager torch
+only makes a view, XLA may copy or fuse. `graph.costs` counts the bytes of a copy for all of these but reshape.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ import numpy as np
 
 from costmodel.graph import AnyShape, Computation, Cost, Instruction, Module, canonical_words, costs
 from costmodel.graph.attributes import after_opcode, before_shape
-from costmodel.graph.costs import callees_first
 from costmodel.graph.follows import plain
+from costmodel.graph.order import callees_first, operands_first
 from costmodel.graph_floor import floor_us
 from costmodel.records import UserError, digest
 
 MOST_INSIDE = 48  # instructions of a called computation that are written
 MOST_OPERANDS = 12
-MOST_CHARS = 1200  # of a line; the longest of the generator's have about 460
+MOST_CHARS = 1200  # of a line
 MOST_LINES = 20_000  # of a program: a bound on time and memory
 SILENT = frozenset({"parameter", "constant"})  # in a called computation
 
@@ -103,7 +103,7 @@ class _Writer:
         self.inside: dict[str, tuple[str, ...]] = {}
         self.kinds_inside: dict[str, tuple[str, ...]] = {}
         for computation in callees_first(module):
-            told = [i for i in _postorder(computation) if i.opcode not in SILENT][:MOST_INSIDE]
+            told = [i for i in operands_first(computation) if i.opcode not in SILENT][:MOST_INSIDE]
             texts: list[str] = []
             for i in told:
                 texts += [before_shape(i) + after_opcode(i, _operands(computation, i)), *self._of_called(i)]
@@ -131,20 +131,6 @@ class _Writer:
 
 def _operands(computation: Computation, i: Instruction) -> list[AnyShape]:
     return [plain(computation.by_name[operand].shape) for operand in i.operands]
-
-
-def _postorder(computation: Computation) -> list[Instruction]:
-    """From the root, operands first and in their order; what the root does not need is left out."""
-    done: dict[str, Instruction] = {}
-    stack = [computation.root.name]
-    while stack:
-        i = computation.by_name[stack[-1]]
-        waiting = [] if i.name in done else [operand for operand in i.operands if operand not in done]
-        if waiting:
-            stack += reversed(waiting)
-        else:
-            done[stack.pop()] = i
-    return list(done.values())
 
 
 def _nodes(module: Module, listed: Sequence[Cost], floors: dict[tuple[str, str], float], writer: _Writer) -> Nodes:

@@ -77,7 +77,6 @@ class GraphModel:
     """See the module. `spread` holds half widths in log2 at LEVELS, () where too few rows were there to calibrate."""
 
     config: GraphConfig = field(default_factory=GraphConfig)
-    device: str = ""  # the name of the device that was measured
     engines: tuple[str, ...] = ()
     spread: tuple[float, ...] = ()
     tokenizer: TextTokenizer | None = None
@@ -184,7 +183,7 @@ class GraphModel:
         (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner only
         self.tokenizer.save(folder)
         document = {
-            "kind": KIND, "format": FORMAT, "config": asdict(self.config), "device": self.device,
+            "kind": KIND, "format": FORMAT, "config": asdict(self.config),
             "engines": list(self.engines), "floor": graph_floor.constants(),
             "spread": [None if np.isinf(s) else s for s in self.spread],
         }  # fmt: skip
@@ -199,8 +198,7 @@ class GraphModel:
         _check(document, folder)
         try:
             model = GraphModel(
-                config=GraphConfig(**document["config"]), device=str(document["device"]),
-                engines=tuple(map(str, document["engines"])),
+                config=GraphConfig(**document["config"]), engines=tuple(map(str, document["engines"])),
                 spread=tuple(float("inf") if s is None else float(s) for s in document["spread"]),
                 tokenizer=TextTokenizer.load(folder),
             )  # fmt: skip

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from costmodel.graph_baselines import log2_floors
 from costmodel.graph_lines import NUMBERS
 from costmodel.graph_rows import Row
-from costmodel.model.losses import rank_loss
+from costmodel.measure.protocol import ENGINES
+from costmodel.model.losses import RANK_WEIGHT, rank_loss
 
-_ENGINES = ("eager", "compile", "xla")
 UNKNOWN = 0
 BATCH = 24  # programs of a step
 
@@ -55,7 +55,7 @@ class Sage(nn.Module):
         super().__init__()
         self.kind, self.numbers = nn.Embedding(kinds, width), nn.Linear(len(NUMBERS), width)
         self.layers = nn.ModuleList(SageLayer(width) for _ in range(layers))
-        self.engine = nn.Embedding(len(_ENGINES), width)
+        self.engine = nn.Embedding(len(ENGINES), width)
         self.out = nn.Sequential(nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, kinds: Tensor, numbers: Tensor, edges: Tensor, graph: Tensor, engine: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GraphNetwork:
             chosen = rng.permutation(len(rows))[:BATCH]
             predicted = self._forward([rows[n] for n in chosen])
             wanted = z[torch.as_tensor(chosen)]
-            loss = F.smooth_l1_loss(predicted, wanted) + 0.5 * rank_loss(predicted, wanted)
+            loss = F.smooth_l1_loss(predicted, wanted) + RANK_WEIGHT * rank_loss(predicted, wanted)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -119,7 +119,7 @@ class GraphNetwork:
             edges.append(nodes.edges + start)
             graph += [n] * len(nodes.kinds)
             start += len(nodes.kinds)
-        engine = torch.tensor([_ENGINES.index(row.engine) if row.engine in _ENGINES else 0 for row in rows])
+        engine = torch.tensor([ENGINES.index(row.engine) if row.engine in ENGINES else 0 for row in rows])
         told = self.network(
             torch.tensor(kinds), torch.from_numpy(np.concatenate(numbers)),
             torch.from_numpy(np.concatenate(edges, axis=1)), torch.tensor(graph), engine,

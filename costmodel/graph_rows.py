@@ -105,9 +105,10 @@ def random_split(rows: Sequence[Row], *, fraction: float = 0.2, seed: int) -> tu
         if taken < fraction * len(rows):
             test.add(int(component))
             taken += int(sizes[component])
-    return [r for r, c in zip(rows, of_row, strict=True) if c not in test], [
-        r for r, c in zip(rows, of_row, strict=True) if c in test
-    ]
+    train = [row for row, c in zip(rows, of_row, strict=True) if c not in test]
+    if not train:
+        raise UserError("got programs that all share a skeleton or a version, expected several kinds; measure others")
+    return train, [row for row, c in zip(rows, of_row, strict=True) if c in test]
 
 
 def family_split(rows: Sequence[Row], families: Sequence[str]) -> tuple[list[Row], list[Row]]:

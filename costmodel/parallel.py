@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -78,7 +78,7 @@ class Processes:
             distributed.broadcast_object_list(told, src=0)
         if isinstance(told[0], UserError):
             raise told[0]
-        return told[0]  # type: ignore[return-value]
+        return cast("T", told[0])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Every gradient becomes the sum of all processes'. One that none of them has stays absent: optimizers pass

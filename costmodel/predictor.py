@@ -149,8 +149,12 @@ class NeuralCostModel:
         rows = [m for m in measurements if m.status == "ok"]
         if told := sum((m.variant, m.device) in self._told for m in rows):
             raise UserError(f"got {told} measurements that `update` was told, expected others: calibrate on those")
-        self.details = {name: value for name, value in self.details.items() if name != "spread"}
-        predictions = uncertainty.predict_all(self, rows)
+        before, bare = self.details, {name: value for name, value in self.details.items() if name != "spread"}
+        self.details = bare
+        try:
+            predictions = uncertainty.predict_all(self, rows)
+        finally:
+            self.details = before
         trusted = np.array([p.trust for p in predictions], dtype=bool)
         kinds = {"trusted": trusted, "untrusted": ~trusted}
         found = {
@@ -163,7 +167,7 @@ class NeuralCostModel:
                 f"{conformal.least_spaces(alpha)} of a kind{' near the device' if device else ''} for alpha={alpha:g}"
             )
         factors = {name: row["factor"] for name, row in found.items()}
-        self.details["spread"] = {name: f if np.isfinite(f) else None for name, f in factors.items()}
+        self.details = {**bare, "spread": {name: f if np.isfinite(f) else None for name, f in factors.items()}}
         return pd.DataFrame(found).T.rename_axis("kind").reset_index()
 
     # -- one space ------------------------------------------------------------------------------------------------
@@ -313,10 +317,7 @@ def _calibrated(
     mine, told = [measurements[i] for i in rows], [predictions[i] for i in rows]
     spaces = [dataset.space_key(m) for m in mine]
     claimed = uncertainty.bands(told, alpha=alpha)
-    true = np.log2([m.latency_us for m in mine])
-    for space in {key for key, p in zip(spaces, told, strict=True) if not p.scale_known}:
-        here = np.array([key == space for key in spaces])
-        true[here] -= np.median(true[here] - claimed.middle[here])
+    true = uncertainty.at_best_scale(np.log2([m.latency_us for m in mine]), claimed.middle, told, spaces)
     scores, weights = conformal.scores("stretch", claimed, true), conformal.space_weights(spaces)
     covered = float(np.average(scores <= 1, weights=weights)) if mine else float("nan")
     if device is not None:

@@ -1,7 +1,7 @@
 """How files are read that others may have written: whole, of bounded size, and with one line for what is wrong.
 
 Nothing read here is executed, and nothing is read before it is known to be a regular file of a size that fits: a pipe
-would never end, and a device never stop. The limits are several times what the project has met.
+would never end, and a device never stop.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from costmodel.records import UserError
 
-MOST_SOURCE_BYTES = 4 << 20  # of a kernel's text: ten times the longest that torch.compile writes
-MOST_JSON_BYTES = 64 << 20  # of a document that is decoded whole; it takes up to twenty times as much memory
+MOST_SOURCE_BYTES = 4 << 20  # of a kernel's text; what torch.compile writes is far shorter
+MOST_JSON_BYTES = 64 << 20  # of a document that is decoded whole, which takes many times as much memory
 MOST_LINE = 1 << 20  # characters in a line of a table
 MOST_LITERAL = 1 << 16  # characters in a Python literal, which is parsed by recursion
 
@@ -100,6 +100,11 @@ def module(written: str, name: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "it is nested too deep"
         raise UserError(f"got {name}, which Python cannot parse ({reason}), expected a Python file; mend it") from error
+
+
+def short(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
 def lines(file: TextIO) -> Iterator[str]:

@@ -262,8 +262,7 @@ class Prediction:
         mean-raw: least squared error of the latency. relative: least |guess - latency| / latency, the median under
         weights w / latency. mode: where the density over log2 latency is highest.
         """
-        if readout not in READOUTS:
-            raise UserError(f"got readout {readout!r}, expected one of {', '.join(READOUTS)}")
+        check_readout(readout)
         if readout == "median":
             return self.median_us
         if readout == "mean-raw":
@@ -273,10 +272,21 @@ class Prediction:
             return 2.0 ** sum(w * math.log2(x) for x, w in points)
         if readout == "relative":
             shares = [w / x for x, w in points]
-            return Prediction(self.support_us, tuple(share / sum(shares) for share in shares)).median_us
-        cells = [self._cell(i) for i in range(len(points))]
-        density = [w / max(math.log2(right / left), 1e-9) for (left, right), (_, w) in zip(cells, points, strict=True)]
-        return self.support_us[density.index(max(density))]
+            total = sum(shares)
+            return Prediction(self.support_us, tuple(share / total for share in shares)).median_us
+        return self._mode_us()
+
+    def _mode_us(self) -> float:
+        """The densest support point. One at an end reaches as far out as in: it is a whole bin, not a half."""
+        mass: dict[float, float] = {}  # several strings, or members of an ensemble, may say the same
+        for us, weight in zip(self.support_us, self.weights, strict=True):
+            mass[us] = mass.get(us, 0.0) + weight
+        gaps = [math.log2(right / left) for left, right in itertools.pairwise(mass)]
+        if not gaps:
+            return self.support_us[0]
+        widths = [left + right for left, right in itertools.pairwise([gaps[0], *gaps, gaps[-1]])]
+        density = [weight / width for weight, width in zip(mass.values(), widths, strict=True)]
+        return list(mass)[density.index(max(density))]
 
     def probability_below(self, latency_us: float) -> float:
         """The CDF that `quantile_us` inverts."""
@@ -345,6 +355,11 @@ def _interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
         return ys[0] if first == 0 else ys[-1]
     share = (x - xs[first - 1]) / (xs[first] - xs[first - 1])
     return ys[first - 1] + share * (ys[first] - ys[first - 1])
+
+
+def check_readout(readout: str) -> None:
+    if readout not in READOUTS:
+        raise UserError(f"got readout {readout!r}, expected one of {', '.join(READOUTS)}")
 
 
 IsValid = Callable[[Config, Problem, Device], bool]

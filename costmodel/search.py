@@ -187,7 +187,7 @@ def tune(
 
 
 def _medians(prior: CostModel, candidates: Sequence[Variant], device: Device) -> list[Prediction]:
-    """Predictions of which only the median and the probability of failure are kept: whole ones take 16 kB each."""
+    """Predictions of which only the median and the probability of failure are kept: whole ones hold a grid each."""
     parts = (candidates[start : start + ASKED] for start in range(0, len(candidates), ASKED))
     told = (prediction for part in parts for prediction in prior.predict(part, device))
     return [replace(p, support_us=(p.median_us,), weights=(1.0,)) for p in told]

@@ -104,7 +104,7 @@ class OnDemand(Sequence[T], Generic[T]):
 
 
 class Rows(Sequence[list[int]]):
-    """Lists of ids, made of one array as they are asked for: as Python objects they would take ten times as much."""
+    """Lists of ids, made of one array as they are asked for: as Python objects they would take far more room."""
 
     def __init__(self, lists: pa.ListArray) -> None:
         self._ids, self._offsets = lists.values.to_numpy(), lists.offsets.to_numpy()

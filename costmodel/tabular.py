@@ -10,6 +10,7 @@ Decoding-based Regression, arXiv 2501.19383). Heads see y as z = (y - mean) / de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,15 +33,12 @@ MakeHead = Callable[[int, np.ndarray], heads.Head]  # hidden size, training valu
 MARGIN = 0.05  # of the range of z, by which a grid or a digit tree reaches beyond it
 BATCH = 1024  # rows in one pass of `distribution`
 
-# These write z as it stands, with its sign; the heads of a cost model write a slowdown, which has none.
+# The codecs of `heads.DIGITS`, writing z as it stands, with its sign; those of a cost model write a slowdown.
+_SHORT: dict[str, Any] = {"mantissa_digits": 3, "min_exponent": -5, "max_exponent": 1, "domain": "log2"}
 DIGITS: dict[str, Callable[[float, float], NumberCodec]] = {
-    "p10": lambda low, high: P10(mantissa_digits=3, min_exponent=-5, max_exponent=1, domain="log2"),
-    "p10-merged": lambda low, high: P10(
-        mantissa_digits=3, min_exponent=-5, max_exponent=1, domain="log2", layout="merged"
-    ),
-    "p10-exponent-first": lambda low, high: P10(
-        mantissa_digits=3, min_exponent=-5, max_exponent=1, domain="log2", layout="exponent_first"
-    ),
+    "p10": lambda low, high: P10(**_SHORT),
+    "p10-merged": lambda low, high: P10(**_SHORT, layout="merged"),
+    "p10-exponent-first": lambda low, high: P10(**_SHORT, layout="exponent_first"),
     "ieee": lambda low, high: IEEE(base=10, exponent_digits=1, mantissa_digits=3, domain="log2"),
     "normalized": lambda low, high: Normalized(low=low, high=high),
     "normalized-thrice": lambda low, high: Repeated(Normalized(low=low, high=high), times=3),
@@ -100,7 +98,7 @@ class TabularRegressor:
         return decode.Distribution(self.y_mean + self.y_std * support, weights, torch.cat([p.p_fail for p in parts]))
 
     def predict(self, features: ArrayLike, *, readout: str = "mean") -> np.ndarray:
-        """(N, F) -> (N,): each distribution as one number, see `decode.READOUTS` ("mean", "median" and "mode" have a
+        """(N, F) -> (N,): each distribution as one number, see `decode.read` ("mean", "median" and "mode" have a
         meaning whatever the unit of y is)."""
         return decode.read(self.distribution(features), readout).numpy()
 
@@ -137,9 +135,7 @@ class TabularRegressor:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=self.weight_decay
         )
-        warm = max(1, self.steps // 20)
-        shape = lambda step: min((step + 1) / warm, 0.5 * (1 + np.cos(np.pi * step / self.steps)) + 1e-3)  # noqa: E731
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         rng = np.random.default_rng(self.seed)
         for _ in range(self.steps):
             rows = torch.as_tensor(rng.integers(0, len(z), min(self.batch, len(z))))
@@ -151,6 +147,11 @@ class TabularRegressor:
             optimizer.step()
             schedule.step()
         network.eval()
+
+    def _rate(self, step: int) -> float:
+        """Share of the learning rate: a warm-up over a twentieth of the steps, and a cosine."""
+        warm = max(1, self.steps // 20)
+        return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / self.steps)) + 1e-3)
 
     def _nothing(self) -> decoder.PrefixCache:
         """A prefix that says nothing: one constant token."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from costmodel import reading, stats
 from costmodel.records import UserError
 
-MOST_BYTES = 8 << 30  # unpacked; the largest layout file has about 2 GB
+MOST_BYTES = 8 << 30  # unpacked
 _BOTH = {"node_feat": 2, "node_opcode": 1, "edge_index": 2, "config_runtime": 1}
 _TILE = {"config_feat": 2, "config_runtime_normalizers": 1}
 _LAYOUT = {"node_config_ids": 1, "node_config_feat": 3}

@@ -5,7 +5,7 @@ A claim is read off as quantiles of a `Prediction`, in log2 of latency. `conform
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +44,23 @@ def log2_quantiles(predictions: Sequence[Prediction], q: ArrayLike) -> Array:
 def bands(predictions: Sequence[Prediction], *, alpha: float = 0.1) -> Bands:
     """The intervals that the predictions claim to hold 1 - alpha, half of the rest on either side."""
     return Bands(*log2_quantiles(predictions, [alpha / 2, 0.5, 1 - alpha / 2]))
+
+
+def at_best_scale(
+    log2_us: ArrayLike, middle: ArrayLike, predictions: Sequence[Prediction], spaces: Sequence[Hashable]
+) -> Array:
+    """Measured log2 latencies (n,), each space of unknown scale moved to its best.
+
+    That is where they are off by 0 in the median from the predicted `middle` (n,): what is then judged is their order
+    and their distances. A space's scale is unknown where one of its predictions does not know it."""
+    moved, told = np.array(log2_us, dtype=np.float64), np.asarray(middle, dtype=np.float64)
+    places: dict[Hashable, list[int]] = {}
+    for place, space in enumerate(spaces):
+        places.setdefault(space, []).append(place)
+    for rows in places.values():
+        if not all(predictions[row].scale_known for row in rows):
+            moved[rows] -= np.median(moved[rows] - told[rows])
+    return moved
 
 
 # ---- ensembles ----

@@ -76,6 +76,14 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
+def collector_of(language: str) -> ModuleType:
+    """The collector that runs kernels of a language on this machine."""
+    path = shipped("collectors") / f"{language}_kernels.py"
+    if not path.is_file():
+        raise UserError(f"got a {language} kernel, which no collector runs; expected cpp, triton or cuda")
+    return load_module(path)
+
+
 def cpp_workload(
     file: str,
     *,

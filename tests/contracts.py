@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stored import DEVICE, KERNEL, PROBLEM, row, start
+from stored import DEVICE, ENDLESS, KERNEL, PROBLEM, row, start
 
 from costmodel.dataset import read_parquet
 from costmodel.records import STATUSES, Config, Kernel, Measurement, Runner, Timing, UserError, Variant
@@ -351,15 +351,7 @@ with Store(sys.argv[1]) as store:
             assert own == list(range(first, first + 15))
 
     def test_kill_9_keeps_all_that_was_committed(self, address):
-        code = """
-with Store(sys.argv[1]) as store:
-    tile = 0
-    while True:
-        store.add([row(tile + i, samples=(1.0,) * 50) for i in range(5)])
-        tile += 5
-        print(tile, flush=True)
-"""
-        process = start(code, address)
+        process = start(ENDLESS, address)
         said = [int(process.stdout.readline()) for _ in range(20)]
         time.sleep(0.05)
         process.send_signal(signal.SIGKILL)

@@ -48,6 +48,16 @@ sys.path.insert(0, sys.argv[2])
 from stored import row
 """
 
+# Adds five rows at a time for ever, and says after each time how many there are.
+ENDLESS = """
+with Store(sys.argv[1]) as store:
+    tile = 0
+    while True:
+        store.add([row(tile + i, samples=(1.0,) * 50) for i in range(5)])
+        tile += 5
+        print(tile, flush=True)
+"""
+
 
 def start(code: str, address: str | Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-c", PROLOGUE + code, str(address), str(Path(__file__).parent), *more]

@@ -11,6 +11,8 @@ from test_search import CANDIDATES, measurement, truth
 
 from costmodel import ablation
 from costmodel.ablation import STANDARD, Trial
+from costmodel.cli.ablating import ablate
+from costmodel.dataset import write_parquet
 from costmodel.model import heads
 from costmodel.recipe import Recipe
 from costmodel.records import READOUTS, Prediction, UserError
@@ -61,6 +63,20 @@ def test_a_run_goes_on_with_what_is_left_and_its_rows_make_a_table(tmp_path):
     assert (summary["spearman"].diff().dropna() <= 0).all()
     assert ablation.markdown(summary).count("\n") == 2 + len(summary)
     ablation.figure(summary).savefig(tmp_path / "table.png")
+
+
+def test_the_command_goes_on_with_the_same_run_alone(tmp_path):
+    write_parquet(space(problems=4), tmp_path / "data")
+    same = {"data": [tmp_path / "data"], "head": ["grid"], "seeds": 1, "steps": 2, "rows": 8, "jobs": 1,
+            "out": tmp_path / "out"}  # fmt: skip
+    ablate(**same, readout=["median"], as_json=True)
+    assert ablation.read_rows(tmp_path / "out/rows.csv")["readout"].tolist() == ["median"]
+    ablate(**same, as_json=True)  # all readouts: that of before is no more than one of them
+    rows = ablation.read_rows(tmp_path / "out/rows.csv")
+    assert sorted(rows["readout"]) == sorted(READOUTS)
+    assert ablation.finished(rows, READOUTS) == {("grid", 0)}
+    with pytest.raises(UserError, match=r"whose rows are of another run \(training rows, by, steps differ\)"):
+        ablate(**{**same, "by": "config", "steps": 3, "rows": 8})
 
 
 def test_the_table_tells_what_is_behind_from_what_is_not():

@@ -114,6 +114,8 @@ def test_doctor_and_devices():
         (("rank", "matmul", "softmax"), ("softmax", "another source of matmul")),
         (("tune", "matmul", "--budget", "many"), ("got budget 'many'", "8m")),
         (("collect", "matmul", "--budget", "40"), ("got budget '40'", "time")),
+        (("collect", "graphs", "--offline", "--count", "1"), ("--offline", "leave it out")),
+        (("collect", "graphs", "--configs", "3", "--count", "1"), ("--configs", "leave it out")),
         (("evaluate", "--data", "missing.sqlite"), ("no file missing.sqlite",)),
         (("train", "--objective", "guess"), ("got objective 'guess'", "next-token")),
         (("new", "matmul.txt"), ("matmul.txt", "NAME.cpp")),

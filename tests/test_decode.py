@@ -9,7 +9,7 @@ from costmodel.codecs.digits import P10
 from costmodel.codecs.repeated import Repeated
 from costmodel.model import decode, decoder
 from costmodel.model.digit_head import DigitHead
-from costmodel.records import UserError
+from costmodel.records import READOUTS, Prediction, UserError
 
 torch.set_num_threads(1)
 
@@ -232,8 +232,28 @@ def test_the_mode_of_a_grid_is_its_densest_bin():
     assert alone.mode().tolist() == [2.0]
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_prediction_is_read_as_the_distribution_that_it_was_made_of(readout):
+    """To a cell of the grid where the cells' ends matter: one is linear in microseconds, the other in their log2."""
+    z = torch.linspace(-1, 2, 61, dtype=torch.float64)
+    peaks = torch.tensor([[0.4], [-1.0], [1.97], [9.0]], dtype=torch.float64)  # some at an end, or beyond it
+    weights = (-(z - peaks).square()).exp() + 0.3 * (-(z - 1.5).square() * 30).exp()
+    weights = weights / weights.sum(-1, keepdim=True)
+    told = decode.read(decode.Distribution(z.expand_as(weights), weights, torch.zeros(len(peaks))), readout)
+    cell = 0.0 if readout in ("mean", "mean-raw", "mode") else (z[1] - z[0]).item()
+    for row, expected in zip(weights.tolist(), told.tolist(), strict=True):
+        read = Prediction(tuple(z.exp2().tolist()), tuple(row)).read_us(readout)
+        assert math.log2(read) == pytest.approx(expected, abs=cell + 1e-9)
+
+
+def test_the_mode_of_a_prediction_is_no_half_bin_at_an_end_and_adds_up_what_is_said_twice():
+    assert Prediction((1.0, 2.0, 4.0), (0.3, 0.4, 0.3)).read_us("mode") == 2.0
+    assert Prediction((1.0, 2.0, 2.0, 2.0, 4.0), (0.4, 0.1, 0.1, 0.1, 0.3)).read_us("mode") == 1.0
+    assert Prediction((3.0,), (1.0,)).read_us("mode") == 3.0
+
+
 def test_unknown_readouts_are_named():
-    with pytest.raises(UserError, match="got readout 'rail', expected one of mean, median, mode, mean-raw, relative"):
+    with pytest.raises(UserError, match="got readout 'rail', expected one of median, mean, mean-raw, relative, mode"):
         decode.read(three_points(), "rail")
 
 

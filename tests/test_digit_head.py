@@ -13,8 +13,8 @@ from costmodel.codecs.digits import IEEE, P10, FixedPoint, Normalized
 from costmodel.codecs.grids import LinearGrid, LogGrid, QuantileGrid
 from costmodel.codecs.repeated import Repeated
 from costmodel.codecs.spread import LEAST, MOST, half_unit, read, spread, written
-from costmodel.model import decode, decoder
-from costmodel.model.digit_head import RAFT_TERMS, DigitHead
+from costmodel.model import decode, decoder, losses
+from costmodel.model.digit_head import DigitHead
 from costmodel.model.losses import Targets, rank_loss
 from costmodel.records import UserError
 
@@ -320,13 +320,16 @@ def test_a_head_without_cross_entropy_answers_with_what_it_was_taught():
         assert (told.mean() - torch.tensor(Z)).square().mean().item() == pytest.approx(parts[name].item(), rel=1e-5)
         assert (told.support.diff(dim=-1) >= 0).all()
         assert torch.allclose(told.weights.sum(-1), torch.ones(4, dtype=torch.float64))
-        with pytest.raises(UserError, match="expected a head taught with ce to sample from"):
-            head.sample(backbone, prefix, ids, lengths, decode.stratified(4).expand(4, -1))
+        place = backbone, prefix, ids, lengths
+        strings = {"sample": [decode.stratified(4).expand(4, -1)], "beam": [], "log_probability": [torch.zeros(4, 1)]}
+        for wants_strings, of in strings.items():
+            with pytest.raises(UserError, match="expected a head taught with ce to sample from"):
+                getattr(head, wants_strings)(*place, *of)
 
 
 def test_every_raft_term_is_learned():
     """A few steps on four rows bring every term down by half."""
-    for name in RAFT_TERMS:
+    for name in losses.RAFT_TERMS:
         backbone, head, prefix_ids, ids, lengths = case(CODECS["normalized"], name)
         optimizer = torch.optim.Adam([*head.parameters(), *backbone.parameters()], lr=2e-3)
         seen = []

@@ -12,7 +12,7 @@ import pytest
 from contracts import RunnerContract
 
 from costmodel import devices, workloads
-from costmodel.cli import shared, storing
+from costmodel.cli import storing
 from costmodel.measure import gpu_running, requests
 from costmodel.measure.gpu_compiling import GpuBuild, Launched
 from costmodel.records import Config, Kernel, Measurement, Timing, UserError, Variant
@@ -371,7 +371,7 @@ def test_after_kill_9_only_the_rest_is_measured(workload, tmp_path):
 
 def test_commands_find_the_collectors_and_time_a_gpu_in_both_ways():
     for language, module in (("triton", triton_kernels), ("cuda", cuda_kernels)):
-        assert shared.collector_of(language) is module
+        assert workloads.collector_of(language) is module
         assert [timing.cache for timing in storing._timings(None, language)] == ["warm", "cold"]
         assert storing._timings("cold", language) == [Timing(cache="cold")]
     assert storing._timings(None, "cpp") == [Timing()]

@@ -93,6 +93,7 @@ def test_a_model_predicts_a_file_and_a_torch_module(typed, tmp_path, monkeypatch
         (("graph", "show", "missing.hlo"), "missing.hlo"),
         (("graph", "show", "broken.hlo"), "broken.hlo"),
         (("graph", "show", "good.hlo", "--device", "H200"), "expected cpu"),
+        (("graph", "show", "good.hlo", "--engine", "abacus"), "expected one of eager"),
         (("graph", "show", "good.hlo", "--out", "picture.bmp"), "picture.bmp"),
         (("graph", "show", "good.hlo", "--model", "nowhere"), "nowhere"),
         (("predict", "good.hlo", "--graph"), "got no graph model"),

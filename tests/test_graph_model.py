@@ -287,6 +287,12 @@ def test_splits_divide_neither_skeletons_nor_versions():
     assert len(set(components(everything))) == len({r.program.skeleton for r in everything})
 
 
+def test_programs_of_one_skeleton_are_not_split():
+    program = rows(1)[0].program
+    with pytest.raises(UserError, match="share a skeleton"):
+        random_split([Row(f"mlp:{n}", "mlp", "eager", program, 1.0) for n in range(5)], seed=0)
+
+
 def test_a_held_out_family_takes_its_skeletons_along():
     mine = rows(20)
     other = [Row(f"other:{n}", "other", "eager", mine[0].program, 3.0) for n in range(2)]

@@ -174,7 +174,7 @@ def test_two_hot_beyond_the_middles_is_the_end():
 
 def test_regression_aware_terms():
     for learned in (False, True):
-        parts, p, given, head = grid_loss("+".join(losses.RAFT_TERMS), learned=learned)
+        parts, p, given, head = grid_loss("+".join(losses.ONE_TOKEN_TERMS), learned=learned)
         values = head.centres.detach()
         expected, raw = given @ values, given @ values.exp2()
         want = {
@@ -256,6 +256,11 @@ def test_the_deviation_is_that_of_the_errors_and_teaches_the_value_nothing():
     errors = (head.distribution(backbone, prefix, ids, lengths).mean() - targets.z)[~targets.failed]
     assert head.log_sigma.exp().item() * 2 == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-2)
     assert all(torch.equal(p, state[name]) for name, p in head.value.named_parameters())
+
+
+def test_a_reading_that_no_scalar_head_knows_is_named():
+    with pytest.raises(UserError, match="got read='first', expected one of last, pooled-mean"):
+        ScalarHead.from_spec(WIDTH, {**ScalarHead(WIDTH).spec(), "read": "first"})
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -148,6 +148,15 @@ def test_an_operator_without_hlo_is_a_custom_call():
     assert to_text(parse(to_text(program.module))) == to_text(program.module)
 
 
+def test_complex_numbers_that_are_compared_are_a_custom_call():
+    assert traced(lambda x: torch.complex(x, x) == 0, torch.zeros(4)).unmapped[-1].startswith("aten.eq")
+
+
+def test_a_type_without_a_name_in_hlo_is_one_line():
+    with pytest.raises(UserError, match=r"^got a tensor of torch\.float8_e4m3fn, expected one of .*convert it"):
+        traced(lambda x: x.to(torch.float32), meta(4, dtype=torch.float8_e4m3fn))
+
+
 def test_a_module_that_torch_does_not_export_is_one_line():
     with pytest.raises(UserError, match=r"^got Module, which torch.export does not take .*expected a module") as caught:
         traced(lambda x: x if x.sum() > 0 else -x, torch.ones(2))

@@ -394,7 +394,7 @@ def test_a_foreign_backbone_can_be_a_member(tmp_path):
 
 
 def test_broken_folders_get_one_line(tmp_path):
-    with pytest.raises(UserError, match="expected the config.json of a model folder"):  # noqa: RUF043
+    with pytest.raises(UserError, match=r"expected the config\.json of a model folder"):
         checkpoint.load(tmp_path)
     checkpoint.save(tmp_path, [checkpoint.Member(*small(GridHead))], TextTokenizer.train(["x"], vocab_size=400))
     whole = (tmp_path / "model.safetensors").read_bytes()

@@ -208,8 +208,11 @@ def test_calibration_for_a_device_weighs_spaces_by_their_devices():
     plain = fresh().calibrate(rows).set_index("kind").loc["trusted", "factor"]
     same = alike.calibrate(rows, device=DEVICE).set_index("kind").loc["trusted", "factor"]
     assert same == plain  # every space is of that device
+    far.calibrate(rows)
+    before = far.predict([rows[0].variant], DEVICE)
     with pytest.raises(UserError, match="of a kind near the device"):
         far.calibrate(rows, device=devices.find("H100 SXM"))
+    assert far.predict([rows[0].variant], DEVICE) == before  # what failed undoes nothing
 
 
 def test_calibration_takes_nothing_that_the_model_was_told():
@@ -259,7 +262,7 @@ def test_comments_and_layout_do_not_change_familiarity_or_predictions():
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="expected the config.json of a model folder"):  # noqa: RUF043
+    with pytest.raises(UserError, match=r"expected the config\.json of a model folder"):
         NeuralCostModel.from_pretrained(tmp_path)
 
 

@@ -274,6 +274,23 @@ def test_holm_rejects_what_bonferroni_over_every_subset_rejects(p_values: list[f
         assert (p <= alpha) == (worst <= alpha) or p == pytest.approx(alpha)
 
 
+# ---- order of what is apart ----
+
+
+def test_kendall_counts_only_pairs_that_are_apart():
+    true = [1.0, 1.05, 2.0, 4.0]
+    assert stats.kendall_apart(true, [2.0, 1.0, 3.0, 4.0], apart=0.1) == 1.0  # the swapped pair is within noise
+    assert stats.kendall_apart(true, [2.0, 1.0, 3.0, 4.0], apart=0.01) == pytest.approx(4 / 6)
+    assert stats.kendall_apart(true, [1.0, 1.0, 1.0, 1.0], apart=0.1) == 0.0
+    assert np.isnan(stats.kendall_apart([1.0, 1.01], [1.0, 2.0], apart=0.1))
+
+
+def test_kendall_apart_is_kendall_where_all_are_apart():
+    rng = np.random.default_rng(1)
+    true, told = 2.0 ** rng.permutation(30), rng.normal(size=30)
+    assert stats.kendall_apart(true, told, apart=0.1) == pytest.approx(stats.kendall(true, told))
+
+
 # ---- abstaining ----
 
 

@@ -17,7 +17,7 @@ from contracts import StoreContract
 from stored import KERNEL, PROBLEM, golden_rows, row, start
 
 from costmodel.records import Config, UserError, Variant
-from costmodel.store import Store, schema
+from costmodel.store import Store, schema, sqlite
 from costmodel.store.checking import check
 
 
@@ -188,6 +188,16 @@ with Store(sys.argv[1]) as store:
     assert "free space and run again" in message
     with Store(tmp_path / "s") as store:
         assert len(list(store.measurements())) == int(stored) > 1
+
+
+def test_what_a_statement_may_take_grows_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that was opened while it was empty is not taken for a damaged one when it is full."""
+    monkeypatch.setattr(sqlite, "TICK", 1000)
+    monkeypatch.setattr(sqlite, "BYTES_A_TICK", 100)
+    with Store(tmp_path / "s") as store:
+        assert store.add(row(tile) for tile in range(1500)) == 1500
+        assert len(store.identities()) == 1500
+        assert store.summary()["sittings"].tolist() == [1500]
 
 
 def test_a_store_needs_no_parser(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stored import DEVICE, KERNEL, PROBLEM, golden_rows, row, start
+from stored import DEVICE, ENDLESS, KERNEL, PROBLEM, golden_rows, row, start
 
 from costmodel.records import Config, Measurement, UserError, Variant
 from costmodel.store import Store, schema
@@ -238,15 +238,7 @@ def test_what_cannot_be_repaired_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_backup_while_another_process_writes_is_whole(tmp_path: Path) -> None:
-    code = """
-with Store(sys.argv[1]) as store:
-    tile = 0
-    while True:
-        store.add([row(tile + i, samples=(1.0,) * 50) for i in range(5)])
-        tile += 5
-        print(tile, flush=True)
-"""
-    writer = start(code, tmp_path / "s")
+    writer = start(ENDLESS, tmp_path / "s")
     assert writer.stdout is not None
     try:
         counts = []

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from costmodel import stats, tpugraphs
+from costmodel import tpugraphs
 from costmodel.records import UserError
 
 RNG = np.random.default_rng(0)
@@ -112,17 +112,3 @@ def test_a_file_that_would_unpack_to_everything_is_refused(tmp_path, monkeypatch
         archive.writestr("node_feat.npy", buffer.getvalue())
     with pytest.raises(UserError, match="unpacked"):
         tpugraphs.read(path)
-
-
-def test_kendall_counts_only_pairs_that_are_apart():
-    true = [1.0, 1.05, 2.0, 4.0]
-    assert stats.kendall_apart(true, [2.0, 1.0, 3.0, 4.0], apart=0.1) == 1.0  # the swapped pair is within noise
-    assert stats.kendall_apart(true, [2.0, 1.0, 3.0, 4.0], apart=0.01) == pytest.approx(4 / 6)
-    assert stats.kendall_apart(true, [1.0, 1.0, 1.0, 1.0], apart=0.1) == 0.0
-    assert np.isnan(stats.kendall_apart([1.0, 1.01], [1.0, 2.0], apart=0.1))
-
-
-def test_kendall_apart_is_kendall_where_all_are_apart():
-    rng = np.random.default_rng(1)
-    true, told = 2.0 ** rng.permutation(30), rng.normal(size=30)
-    assert stats.kendall_apart(true, told, apart=0.1) == pytest.approx(stats.kendall(true, told))

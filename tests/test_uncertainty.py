@@ -47,6 +47,16 @@ def test_members_must_answer_the_same_questions():
         uncertainty.averaged_quantiles([[log_normal(0.0, 1.0)], []])
 
 
+def test_only_a_space_of_unknown_scale_is_moved_to_its_best():
+    known, unknown = log_normal(1.0, 1.0), log_normal(1.0, 1.0, scale_known=False)
+    true, middle = [3.0, 4.0, 7.0, 8.0, 10.0], [1.0] * 5
+    moved = uncertainty.at_best_scale(
+        true, middle, [known, known, unknown, unknown, unknown], ["a", "a", "b", "b", "b"]
+    )
+    assert moved.tolist() == [3.0, 4.0, 0.0, 1.0, 3.0]
+    assert uncertainty.at_best_scale([], [], [], []).size == 0
+
+
 @given(st.integers(0, 10_000))
 def test_rearranging_brings_crossing_quantiles_nearer_to_the_true_ones(seed):
     rng = np.random.default_rng(seed)

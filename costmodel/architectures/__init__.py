@@ -56,7 +56,7 @@ def names(*, count: int, only: Sequence[str] = ()) -> list[str]:
 
 
 def build(name: str) -> Built:
-    """The model and inputs of FAMILY:NUMBER, with :bf16 or :f32 and :bBATCH in another precision or batch than drawn."""  # noqa: E501
+    """The model and inputs of FAMILY:NUMBER; :bf16, :f32 and :bBATCH say another precision or batch than was drawn."""
     from costmodel.architectures import dense, draws, huggingface, mixed, sequences, spatial
 
     family, _, rest = name.partition(":")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from costmodel.architectures.draws import Built, Draw, Lambda, Residual
+
+JOINS: tuple[Callable[..., torch.Tensor], ...] = (torch.add, torch.mul, torch.maximum, torch.sub)
 
 
 def norm_of(kind: str, width: int) -> nn.Module:
@@ -37,7 +41,7 @@ def mlp(draw: Draw) -> Built:
 
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for i, (inside, outside) in enumerate(zip(widths, widths[1:], strict=False)):  # noqa: RUF007
+        for i, (inside, outside) in enumerate(pairwise(widths)):
             parts: list[nn.Module] = [norm_of(norm, inside)] if norm and not (norm == "batch" and positions) else []
             if gated:
                 parts += [nn.Linear(inside, 2 * outside, bias=bias), Lambda(nn.functional.glu)]
@@ -65,6 +69,14 @@ class Chain(nn.Module):
         return x
 
 
+def scaled(x: torch.Tensor, *, factor: float) -> torch.Tensor:
+    return x * factor + 0.125
+
+
+def centred(x: torch.Tensor, *, dim: int) -> torch.Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
 def norm(draw: Draw) -> Built:
     """Chains without a matrix product: what memory bounds."""
     batch, positions, width = draw.batch_of(1, 64), draw.size(4, 512), draw.size(16, 2048, 8)
@@ -76,25 +88,19 @@ def norm(draw: Draw) -> Built:
         kind = draw.one("norm", "act", "act", "with", "scale", "softmax", "clamp", "mean")
         again.append(kind == "with")
         if kind == "norm":
-            name = draw.one("layer", "rms")
-            steps.append(lambda name=name: norm_of(name, width))  # type: ignore[misc]
+            steps.append(partial(norm_of, draw.one("layer", "rms"), width))
         elif kind == "act":
-            act = draw.activation()
-            steps.append(lambda act=act: Lambda(act))  # type: ignore[misc]
+            steps.append(partial(Lambda, draw.activation()))
         elif kind == "with":
-            function = draw.one(torch.add, torch.mul, torch.maximum, torch.sub)
-            steps.append(lambda function=function: Lambda(function))  # type: ignore[misc]
+            steps.append(partial(Lambda, draw.one(*JOINS)))
         elif kind == "scale":
-            factor = draw.one(0.5, 0.1, 1.5)
-            steps.append(lambda factor=factor: Lambda(lambda x: x * factor + 0.125))  # type: ignore[misc]
+            steps.append(partial(Lambda, scaled, factor=draw.one(0.5, 0.1, 1.5)))
         elif kind == "softmax":
-            dim = draw.one(-1, -1, 1)
-            steps.append(lambda dim=dim: Lambda(lambda x: torch.softmax(x, dim)))  # type: ignore[misc]
+            steps.append(partial(Lambda, torch.softmax, dim=draw.one(-1, -1, 1)))
         elif kind == "clamp":
-            steps.append(lambda: Lambda(lambda x: torch.clamp(x, -1.0, 1.0)))
+            steps.append(partial(Lambda, torch.clamp, min=-1.0, max=1.0))
         else:
-            dim = draw.one(-1, 1)
-            steps.append(lambda dim=dim: Lambda(lambda x: x - x.mean(dim, keepdim=True)))  # type: ignore[misc]
+            steps.append(partial(Lambda, centred, dim=draw.one(-1, 1)))
     return draw.built(lambda: Chain([step() for step in steps], again), draw.normal(batch, positions, width))
 
 

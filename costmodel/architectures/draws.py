@@ -82,7 +82,7 @@ ACTIVATIONS: Sequence[Any] = (
 
 
 class Lambda(nn.Module):
-    """A function as a module."""
+    """A function, with its options, as a module."""
 
     def __init__(self, function: Callable[..., torch.Tensor], **options: Any) -> None:
         super().__init__()
@@ -92,7 +92,9 @@ class Lambda(nn.Module):
         return self.function(*x, **self.options)
 
 
-class Residual(nn.Module):  # noqa: D101
+class Residual(nn.Module):
+    """x + inner(x)."""
+
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner

@@ -15,20 +15,21 @@ from torch import nn
 from costmodel.architectures.draws import TORCH, Built, Draw
 
 ENCODERS = (
-    "BertModel",
-    "RobertaModel",
-    "DistilBertModel",
-    "ElectraModel",
-    "MPNetModel",
-    "AlbertModel",
-    "DebertaV2Model",
-)
-DECODERS = ("GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM", "GPTNeoXForCausalLM", "Qwen2ForCausalLM",
-            "PhiForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "FalconForCausalLM", "BloomForCausalLM")  # fmt: skip  # noqa: E501
+    "BertModel", "RobertaModel", "DistilBertModel", "ElectraModel", "MPNetModel", "AlbertModel", "DebertaV2Model",
+)  # fmt: skip
+DECODERS = (
+    "GPT2LMHeadModel", "LlamaForCausalLM", "OPTForCausalLM", "GPTNeoXForCausalLM", "Qwen2ForCausalLM",
+    "PhiForCausalLM", "GemmaForCausalLM", "MistralForCausalLM", "FalconForCausalLM", "BloomForCausalLM",
+)  # fmt: skip
 VISION = ("ViTModel", "DeiTModel", "ResNetModel", "ConvNextModel", "SwinModel", "BeitModel", "RegNetModel")
 SPEECH = ("WhisperModel", "Wav2Vec2Model", "HubertModel", "ASTModel")
 MIXTURES = ("MixtralForCausalLM", "Qwen2MoeForCausalLM")
 STATE_SPACES = ("MambaForCausalLM", "RwkvModel")
+# Those without torch's own attention.
+_EAGER = (
+    "DebertaV2Model", "MPNetModel", "BloomForCausalLM", "RwkvModel", "MambaForCausalLM", "SwinModel", "ResNetModel",
+    "ConvNextModel", "RegNetModel",
+)  # fmt: skip
 
 
 class Wrapped(nn.Module):
@@ -58,19 +59,6 @@ def _built(draw: Draw, kind: str, fields: dict[str, Any], inputs: dict[str, torc
 def real(draw: Draw, *shape: int) -> torch.Tensor:
     """These models lie in the memory of the CPU, and so must their inputs."""
     return torch.zeros(shape, dtype=TORCH[draw.dtype])
-
-
-_EAGER = (
-    "DebertaV2Model",
-    "MPNetModel",
-    "BloomForCausalLM",
-    "RwkvModel",
-    "MambaForCausalLM",
-    "SwinModel",
-    "ResNetModel",
-    "ConvNextModel",
-    "RegNetModel",
-)
 
 
 def _sizes(draw: Draw) -> tuple[int, int, int, dict[str, Any]]:
@@ -164,10 +152,12 @@ def speech(draw: Draw) -> Built:
     fields: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
                               "intermediate_size": 4 * width}  # fmt: skip
     if kind == "WhisperModel":
-        fields = {"d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,  # noqa: E501
-                  "decoder_attention_heads": heads, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width,
-                  "vocab_size": 512, "num_mel_bins": 40, "max_source_positions": length, "pad_token_id": 0,
-                  "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_target_positions": 64}  # fmt: skip  # noqa: E501
+        fields = {
+            "d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
+            "decoder_attention_heads": heads, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width,
+            "vocab_size": 512, "num_mel_bins": 40, "max_source_positions": length, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_target_positions": 64,
+        }  # fmt: skip
         sound = real(draw, batch, 40, 2 * length)
         inputs = {"input_features": sound, "decoder_input_ids": draw.tokens(512, batch, draw.size(2, 24))}
         return _built(draw, kind, fields, inputs, use_cache=False)

@@ -1,4 +1,4 @@
-"""Families without a known shape: mix (random graphs in which everything is used) and scan (reductions, orders, sums)."""  # noqa: E501
+"""Families without a known shape: mix (random graphs, of which nothing is left unused) and scan (sums, orders, ...)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ class Kind:
     parallel: bool
 
 
-class Attention(nn.Module):  # noqa: D101
+class Attention(nn.Module):
+    """Of a sequence to itself, or to a context."""
+
     def __init__(self, kind: Kind) -> None:
         super().__init__()
         self.kind, self.size = kind, kind.width // kind.heads
@@ -70,7 +72,9 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-class Feed(nn.Module):  # noqa: D101
+class Feed(nn.Module):
+    """The two dense layers of a block, gated or not."""
+
     def __init__(self, kind: Kind) -> None:
         super().__init__()
         self.kind, wide = kind, kind.ratio * kind.width
@@ -87,7 +91,9 @@ class Feed(nn.Module):  # noqa: D101
         return self.down(x)
 
 
-class Block(nn.Module):  # noqa: D101
+class Block(nn.Module):
+    """Attention, attention to a context where it is `crossed`, and dense layers, each with its normalisation."""
+
     def __init__(self, kind: Kind, feed: nn.Module | None = None, *, crossed: bool = False) -> None:
         super().__init__()
         self.kind, self.attention = kind, Attention(kind)
@@ -139,9 +145,10 @@ def kind_of(draw: Draw) -> Kind:
     size, heads = draw.one(8, 16, 32, 64), draw.one(1, 2, 4, 8, 12)
     return Kind(
         width=size * heads, heads=heads, shared=draw.one(1, 1, 1, 2, 4) if heads % 4 == 0 else 1,
-        causal=draw.chance(0.5), fused=draw.chance(0.6), rotary=draw.chance(0.3), norm=draw.one("layer", "layer", "rms"),  # noqa: E501
-        before=draw.chance(0.75), feed=draw.one("gelu", "gelu", "relu", "gated", "none"), ratio=draw.one(1, 2, 4, 4),
-        bias=draw.chance(0.6), parallel=draw.chance(0.15),
+        causal=draw.chance(0.5), fused=draw.chance(0.6), rotary=draw.chance(0.3),
+        norm=draw.one("layer", "layer", "rms"), before=draw.chance(0.75),
+        feed=draw.one("gelu", "gelu", "relu", "gated", "none"), ratio=draw.one(1, 2, 4, 4), bias=draw.chance(0.6),
+        parallel=draw.chance(0.15),
     )  # fmt: skip
 
 
@@ -222,7 +229,9 @@ class Own(nn.Module):
         return self.inner(x)[0]
 
 
-class Reader(nn.Module):  # noqa: D101
+class Reader(nn.Module):
+    """Tokens or vectors in, a recurrent body, classes from its last step."""
+
     def __init__(self, body: nn.Module, width: int, vocabulary: int, inside: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, inside) if vocabulary else nn.Identity()

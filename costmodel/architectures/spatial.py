@@ -46,7 +46,9 @@ class Branches(nn.Module):
         return torch.cat([way(x) for way in self.ways], 1)
 
 
-class Head(nn.Module):  # noqa: D101
+class Head(nn.Module):
+    """Classes from the mean over all places."""
+
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
         self.body, self.out = body, nn.Linear(width, classes)

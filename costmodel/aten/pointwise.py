@@ -55,6 +55,8 @@ def logical(opcode: str) -> Callable[..., Value]:
 def comparison(direction: str) -> Callable[..., Value]:
     def write(c: Call, x: Any, y: Any) -> Value:
         known = [v.dtype for v in (x, y) if isinstance(v, Value)]
+        if not set(known) <= set(_WIDER):
+            raise Unmapped("complex numbers")
         dtype = max(known, key=_WIDER.index)
         if isinstance(y, float) and not dtype.startswith(("f", "bf")):
             dtype = "f32"

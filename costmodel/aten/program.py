@@ -1,9 +1,8 @@
 """A torch module -> the program that eager torch runs, as HLO and as Python text. Both say the same operators.
 
 `torch.export` gives the graph of ATen operators before any decomposition, which is what eager torch executes: one
-`linear`, one `layer_norm`, one `scaled_dot_product_attention`. (Decomposed to core ATen the same model runs 1.2 to 2
-times slower in eager mode, and work that nothing uses is lost on the way.) Dead code is removed first, then the one
-graph is both printed and run:
+`linear`, one `layer_norm`, one `scaled_dot_product_attention`. (Decomposed to core ATen the same model takes more
+operators and so more time in eager mode.) Dead code is removed first, then the one graph is both printed and run:
 
 - an operator that is one HLO instruction becomes that instruction;
 - one that takes several becomes a fusion, whose computation says what it does: one kernel, one pass over memory, the
@@ -43,8 +42,10 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **pointwise.OPERATORS, **shaping.OPERATORS, **contracting.OPERATORS, **reducing.OPERATORS, **indexing.OPERATORS,
     **recurrent.OPERATORS,
 }  # fmt: skip
-MAKERS = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "arange",  # noqa: E501
-          "scalar_tensor")  # fmt: skip
+MAKERS = (
+    "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "arange",
+    "scalar_tensor",
+)  # fmt: skip
 # What export adds to a graph and eager torch does not run.
 _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size")
 Role = Literal["weight", "vector", "input", "integers"]
@@ -65,10 +66,6 @@ class Argument:
 
     def encode(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def decode(fields: Mapping[str, Any]) -> Argument:
-        return Argument(**{**fields, "shape": tuple(fields["shape"])})
 
 
 @dataclass(frozen=True)
@@ -188,35 +185,48 @@ def _arguments(
     return found
 
 
+def _schema(node: fx.Node) -> Any:
+    """torch's declaration of the operator; None where the node is no operator."""
+    return getattr(node.target, "_schema", None)
+
+
 def _is_functional(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = _schema(node)
     return schema is None or not schema.is_mutable
 
 
 def _name(node: fx.Node) -> str:
-    """ "linear" of aten.linear.default."""
-    return str((getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]) or "")  # type: ignore[union-attr]
+    """ "linear" of aten.linear.default, "" of what is no operator."""
+    schema = _schema(node)
+    return "" if schema is None else str(schema.name).split("::")[-1]
+
+
+def _dtype(x: torch.Tensor) -> str:
+    if x.dtype not in DTYPES:
+        raise UserError(f"got a tensor of {x.dtype}, expected one of {', '.join(map(str, DTYPES))}; convert it before")
+    return DTYPES[x.dtype]
 
 
 def _shapes(node: fx.Node) -> tuple[Shape, ...]:
     value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(v, torch.Tensor) for v in values):
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if len(tensors) < len(values):
         raise Unmapped("a result that is no tensor")
-    return tuple(Shape(DTYPES[v.dtype], tuple(v.shape)) for v in values)  # type: ignore[union-attr]
+    return tuple(Shape(_dtype(v), tuple(v.shape)) for v in tensors)
 
 
 def _copies(node: fx.Node) -> bool:
     """Whether a view has to copy, since its operand's strides do not allow it."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
+    name = _name(node)
+    if name not in ("contiguous", "reshape", "flatten", "reshape_as") or not isinstance(node.args[0], fx.Node):
         return False
-    name, source, result = _name(node), node.args[0].meta.get("val"), node.meta.get("val")
+    source: torch.Tensor = node.args[0].meta["val"]
+    result: torch.Tensor = node.meta["val"]
     if name == "contiguous":
-        return not source.is_contiguous()  # type: ignore[union-attr]
-    if name not in ("reshape", "flatten", "reshape_as"):
-        return False
+        return not source.is_contiguous()
     try:
-        torch.empty_strided(source.shape, source.stride(), device="meta").view(result.shape)  # type: ignore[union-attr]
+        torch.empty_strided(source.shape, source.stride(), device="meta").view(result.shape)
     except RuntimeError:
         return True
     return False
@@ -240,7 +250,7 @@ class _Writer:
         for node in graph.nodes:
             if node.op == "placeholder":
                 fake = node.meta["val"]
-                made[node] = entry.parameter(node.name, DTYPES[fake.dtype], fake.shape)
+                made[node] = entry.parameter(node.name, _dtype(fake), fake.shape)
             elif node.op == "output":
                 return self.module.build(entry, [made[result] for result in node.args[0]])
             elif node.target is operator.getitem:
@@ -297,17 +307,19 @@ class _Writer:
         values = _values((args, kwargs))
         torch_dtypes = {short: dtype for dtype, short in DTYPES.items()}
         places = {v.name: i for i, v in enumerate(values)}
+        target: Any = node.target
+        decompositions: Any = core_aten_decompositions()
 
         def run(*tensors: torch.Tensor) -> Any:
             given, named = _mapped((args, kwargs), lambda v: tensors[places[v.name]])
-            return node.target(*given, **named)  # type: ignore[operator]
+            return target(*given, **named)
 
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
             raise Unmapped("random numbers")
         examples = [torch.empty(v.dims, dtype=torch_dtypes[v.dtype]) for v in values]
         try:
             with torch.no_grad():
-                taken_apart = make_fx(run, core_aten_decompositions(), tracing_mode="fake")(*examples)  # type: ignore[arg-type]
+                taken_apart = make_fx(run, decompositions, tracing_mode="fake")(*examples)
                 pure = torch.func.functionalize(taken_apart)  # decompositions may write in place
                 graph = make_fx(pure, tracing_mode="fake")(*examples).graph
         except Exception as error:  # whatever a decomposition raises, it gives none

@@ -1,5 +1,5 @@
-"""torch's recurrent layers (nn.RNN, nn.GRU, nn.LSTM) as HLO: a product over all of time for the inputs, then a loop over
-the steps, once for each layer and direction. Gates stand in torch's order: r z n of a GRU, i f g o of an LSTM."""  # noqa: E501
+"""torch's recurrent layers (nn.RNN, nn.GRU, nn.LSTM) as HLO: a product over all of time for the inputs, then a loop
+over the steps, once for each layer and direction. Gates stand in torch's order: r z n of a GRU, i f g o of an LSTM."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _condition(b: Builder, shape: TupleShape, length: int) -> str:
     if key not in b.module.by_key:
         inner = b.module.computation("unfinished")
         state = inner.append("parameter", shape, literal="0", stem="state")
-        step = inner.emit_of(state, 0, shape.elements[0])  # type: ignore[arg-type]
+        step = inner.emit_of(state, 0, next(shape.leaves()))
         inner.num_parameters = 1
         done = inner.compare("LT", step, inner.constant(length, "s32"))
         b.module.by_key[key] = b.module.finish(inner, [done], as_tuple=False)

@@ -104,7 +104,7 @@ def best(opcode: str, index_only: bool) -> Callable[..., Any]:
 
 
 def cumulative(opcode: str) -> Callable[..., Value]:
-    """cumsum and cumprod in log2(length) steps, each adding what stands twice as far before (Hillis and Steele 1986)."""  # noqa: E501
+    """cumsum and cumprod in log2(length) steps, each adding what is twice as far before (Hillis and Steele, 1986)."""
 
     def write(c: Call, x: Value, dim: int, **options: Any) -> Value:
         b, x, at = c.b, c.b.wide(c.b.convert(x, c.dtype)), positive(dim, x.rank)

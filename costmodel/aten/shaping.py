@@ -80,10 +80,6 @@ def unbind(c: Call, x: Value, dim: int = 0) -> list[Value]:
     return [c.b.reshape(c.b.slice(x, dim, i, i + 1), c.dims) for i in range(x.dims[dim])]
 
 
-def diagonal(c: Call, x: Value, *rest: Any) -> Value:
-    raise Unmapped("diagonal")
-
-
 # ------------------------------------------------------------------------------------------------------------ copies
 
 

@@ -15,11 +15,11 @@ from costmodel import workloads
 from costmodel.cli import (
     ablating,
     explaining,
+    graphing,
     inspecting,
     keeping,
     looking,
     modelling,
-    picturing,
     replaying,
     searching,
     storing,
@@ -63,7 +63,7 @@ app.command()(explaining.explain)
 app.command()(searching.tune)
 app.command()(replaying.replay)
 app.add_typer(graph_app, name="graph")
-graph_app.command("show")(picturing.graph_show)
+graph_app.command("show")(graphing.graph_show)
 app.add_typer(table_app, name="table")
 table_app.command("build")(tabling.table_build)
 table_app.command("show")(tabling.table_show)

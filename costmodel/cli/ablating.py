@@ -39,7 +39,7 @@ def ablate(
 ) -> None:
     """Compare numeric heads, losses and readouts: train each on the same rows, write a table and a picture.
 
-    Run again after a kill, it goes on where it was. Example:
+    Run again after a kill, it goes on where it was; other data or another recipe takes another --out. Example:
     costmodel ablate --data datasets/cpu-cpp --head grid --head p10 --head pointwise --seeds 3
     """
     if by not in BY:
@@ -54,17 +54,20 @@ def ablate(
     named = [ablation.Trial.of(text) for text in head] if head else list(ablation.STANDARD)
     trials = [ablation.Trial(t.head, terms) for t in named for terms in ([t.loss] if t.loss or not loss else loss)]
     recipe = Recipe(members=1, steps=steps, reading_steps=reading_steps, rows=rows)
-    train, test = ablation.hold_out(read_measurements(data or [workloads.shipped("datasets") / "cpu-cpp"]), by)
+    sources = data or [workloads.shipped("datasets") / "cpu-cpp"]
+    train, test = ablation.hold_out(read_measurements(sources), by)
     out.mkdir(parents=True, exist_ok=True)
-    told = ablation.read_rows(out / "rows.csv")
-    done = {(row["trial"], row["seed"]) for row in told.to_dict("records")}
+    told, asked = ablation.read_rows(out / "rows.csv"), readout or READOUTS
+    settings = {"data": [str(path.resolve()) for path in sources], "training rows": len(train), "by": by}
+    settings |= {"steps": steps, "reading_steps": reading_steps, "rows": rows}
+    ablation.check_same_run(out, settings)
+    done = ablation.finished(told, asked)
     count = sum((str(trial), seed) not in done for trial in trials for seed in range(seeds))
-    asked = readout or READOUTS
     run = ablation.ablate(
         train, test, trials=trials, seeds=range(seeds), recipe=recipe, readouts=asked, done=done, jobs=jobs
     )
     for finished in progress(run, "training", total=count, quiet=as_json):
-        told = pd.concat([told, pd.DataFrame(finished)])
+        told = pd.concat([told, pd.DataFrame(finished)]).drop_duplicates(["trial", "seed", "readout"], keep="last")
         told.to_csv(out / "rows.csv", index=False)
     summary = ablation.table(told[told["trial"].isin(map(str, trials)) & told["readout"].isin(asked)])
     (out / "table.md").write_text(ablation.markdown(summary))

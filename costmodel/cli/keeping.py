@@ -41,7 +41,9 @@ def store_check(
 
 
 def _what_now(address: str) -> str:
-    if "://" in address:
+    from costmodel.store.database import is_url
+
+    if is_url(address):
         return "others are not; restore them from a backup"
     return f"more is not; `costmodel store repair {address} --out NEW` saves what is"
 
@@ -78,9 +80,10 @@ def store_backup(
 
     Example: costmodel store backup runs/cpu.sqlite backups/cpu.sqlite
     """
+    from costmodel.store.database import is_url
     from costmodel.store.sqlite import backup
 
-    if "://" in file:
+    if is_url(file):
         raise UserError(
             "got a database to back up, expected a file; use pg_dump, or `costmodel store merge` into a file"
         )

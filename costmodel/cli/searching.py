@@ -15,7 +15,6 @@ from costmodel.cli.shared import (
     StorePath,
     Trust,
     candidates_of,
-    collector_of,
     device_named,
     model_from,
     open_store,
@@ -49,7 +48,7 @@ def tune(
     target = device_named(None, language, advice=COMPILE_INSTEAD)
     candidates, loaded = candidates_of(kernels, problem, target, trust=trust)
     default = Variant(loaded[0].kernel, candidates[0].problem, loaded[0].default)
-    collector = collector_of(language)
+    collector = workloads.collector_of(language)
     prior = model_from(model)
     with open_store(store) as opened, collector.runner(target, workloads=loaded, record=opened.add) as runner:
         there = collector.stored(opened, device=target, kernels=[workload.kernel for workload in loaded])

@@ -65,16 +65,6 @@ def device_named(name: str | None, language: str = "cpp", *, advice: str = GIVE_
     return found
 
 
-def collector_of(language: str) -> ModuleType:
-    """The collector that runs kernels of a language on this machine; collectors are loaded by path."""
-    from costmodel import workloads
-
-    path = workloads.shipped("collectors") / f"{language}_kernels.py"
-    if not path.is_file():
-        raise UserError(f"got a {language} kernel, which no collector runs; expected cpp, triton or cuda")
-    return workloads.load_module(path)
-
-
 def model_from(folder: Path | None) -> NeuralCostModel:
     """Called after what the user typed has been read: this is where torch is imported, which takes seconds."""
     from costmodel.predictor import NeuralCostModel

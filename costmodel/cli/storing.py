@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from costmodel.cli.graphing import collect_graphs
 from costmodel.cli.shared import (
     COMPILE_INSTEAD,
     GIVE_DEVICE,
@@ -23,7 +24,6 @@ from costmodel.cli.shared import (
     Seed,
     StorePath,
     Trust,
-    collector_of,
     compile_facts,
     device_named,
     open_store,
@@ -40,7 +40,8 @@ def collect(
     kernels: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda; or graphs, generated ones."  # noqa: E501
+            help="Kernels, or all shipped ones of a language: cpp (if left out), triton, cuda; or graphs, generated "
+            "ones."
         ),
     ] = None,
     configs: Annotated[int | None, typer.Option(help="Configs per kernel, sampled; all if left out.")] = None,
@@ -75,6 +76,7 @@ def collect(
 
     Example: costmodel collect cpp --workers ray --store postgresql://me@host/kernels
     """
+    from costmodel import workloads
     from costmodel.search import Budget
 
     seconds = Budget.parse(budget).seconds if budget else None
@@ -87,15 +89,15 @@ def collect(
     if workers and (workers != "ray" or offline or kernels == ["graphs"]):
         raise UserError(f"got --workers {workers}, expected ray, and kernels that are run; leave it out")
     if kernels == ["graphs"]:
-        from costmodel.cli.graphing import collect_graphs
-
+        if offline or configs is not None or timing:
+            raise UserError("got --offline, --configs or --timing with graphs, which take none of them; leave it out")
         ended, where = collect_graphs(
             count=count,
             families=family or [],
             engine=engine,
             passes=passes,
             seconds=seconds,
-            store=store,  # type: ignore[arg-type]
+            store=store,
             quiet=as_json,
         )
         _tell_measured("measured", ended, where, as_json=as_json)
@@ -108,7 +110,7 @@ def collect(
             options: dict[str, Any] = {} if offline else {"passes": passes}
             if not offline and language in GPU_LANGUAGES:
                 options["also"] = tuple(also)
-            collector = compile_facts(language) if offline else collector_of(language)
+            collector = compile_facts(language) if offline else workloads.collector_of(language)
             kernels_of = [workload.kernel for workload in loaded]
             place = _fleet(language) if workers else _here(device, language, collector, offline=offline)
             with place as (devices, run):
@@ -130,9 +132,8 @@ def collect(
     _tell_measured("compiled" if offline else "measured", counts, opened.name, as_json=as_json)
 
 
-Place = tuple[
-    Sequence[Device], Callable[[list[Any]], Iterator[Measurement]]
-]  # devices, and what runs a request for each
+# Devices, and what runs a request for each.
+Place = tuple[Sequence[Device], Callable[[list[Any]], Iterator[Measurement]]]
 
 
 @contextmanager

@@ -26,8 +26,8 @@ KEPT_BYTES = 64 << 20  # of row groups that are asked for by number
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a parquet file, read in memory that `BATCH_BYTES` and `MOST_VALUES` bound, whatever it stands for.
 
-    A megabyte can stand for a terabyte, since what repeats takes no room. So text is read as dictionaries, a few rows
-    at a time, and what they would take as Python objects is counted before they are made.
+    A small file can stand for a huge table, since what repeats takes no room. So text is read as dictionaries, a few
+    rows at a time, and what they would take as Python objects is counted before they are made.
     """
     with _explained(path):
         check_sizes(path)
@@ -87,7 +87,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, IndexError, KeyError, OSError, OverflowError, RuntimeError, ValueError) as error:
-        raise UserError(f"got {path}, expected a whole parquet file ({short(error)}); export it again") from error
+        raise UserError(
+            f"got {path}, expected a whole parquet file ({reading.short(error)}); export it again"
+        ) from error
 
 
 def check_sizes(path: Path) -> None:
@@ -125,7 +127,3 @@ def _unpacked_bytes(column: pa.Array) -> int:
         lengths = pc.binary_length(column.dictionary).take(column.indices)
         return 64 * len(column) + (pc.sum(lengths).as_py() or 0)
     return 8 * len(column) + 4 * int(column.nbytes)  # a number is an object of 32 bytes
-
-
-def short(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from costmodel.dataset.bounded import parquet_rows, short
+from costmodel import reading
+from costmodel.dataset.bounded import parquet_rows
 from costmodel.dataset.card import Card, Tally, card_text
 from costmodel.dataset.rows import measurement_from, noun_json, printable, schema_from_json, to_json
 from costmodel.records import Kernel, Measurement, UserError
@@ -93,7 +94,7 @@ def read_parquet(path: str | Path) -> list[Measurement]:
         return [_measurement(row, kernels) for row in parquet_rows(folder / "measurements.parquet")]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
-            f"got {folder}, expected a dataset of this version ({short(error)}); export it again"
+            f"got {folder}, expected a dataset of this version ({reading.short(error)}); export it again"
         ) from error
 
 

@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from costmodel.graph.attributes import after_opcode, before_shape
-from costmodel.graph.costs import callees_first
 from costmodel.graph.follows import follows, plain
 from costmodel.graph.hlo import AnyShape, Computation, Instruction, Module, Shape, TupleShape
+from costmodel.graph.order import callees_first
 
 # What they call takes its parameters' shapes from the call.
 SHAPED_BY_CALL = frozenset({
@@ -26,9 +26,7 @@ SHOWN = frozenset({
 RAW = ("(", "$", "~", "%")
 NEAR = 26  # distances that are one letter
 LABELLED = 5  # far users from which on a value has a label
-
-
-MARK = "\1"
+MARK = "\1"  # where a slot belongs in a text
 MOST_ARGUMENTS = 64  # computations that differ in more are written apart
 
 
@@ -36,7 +34,7 @@ MOST_ARGUMENTS = 64  # computations that differ in more are written apart
 class Item:
     """An instruction before shapes and computations have their letters. Equal items are equal text.
 
-    `slots` take the places that "\1" marks in `start` and `end`: sizes of written shapes, or, with one of RAW before
+    `slots` take the places of MARK in `start` and `end`: sizes of written shapes, or, with one of RAW before
     them, numbers, labels and arguments.
     """
 
@@ -137,7 +135,7 @@ def _body(computation: Computation, module: Module, found: dict[str, Body], usua
         callees = [found[name] for name in i.called]
         end = after_opcode(i, operands)
         if i.opcode == "constant" and end[:1] in RAW:  # a number is no part of the skeleton
-            shape, dims, end = shape + "\1", (*dims, end), ""
+            shape, dims, end = shape + MARK, (*dims, end), ""
         end = "".join(f"[{','.join(MARK for _ in body.arguments)}]" for body in callees if body.arguments) + end
         dims = (*dims, *(argument for body in callees for argument in body.arguments))
         starts[i.name] = (before_shape(i), (shape, *dims), tuple(body.digest for body in callees), end)
@@ -165,7 +163,7 @@ def _expected(i: Instruction, operands: list[AnyShape], root: AnyShape | None, u
 
 
 def _difference(shape: AnyShape, known: AnyShape | None, usual: str) -> tuple[str, tuple[str, ...]]:
-    """How a shape is written where another (or none) is expected; "\1" stands for the dimensions that are returned."""
+    """How a shape is written where another (or none) is expected; MARK stands for the dimensions that are returned."""
     if shape == known:
         return "", ()
     if isinstance(shape, TupleShape):
@@ -178,7 +176,7 @@ def _difference(shape: AnyShape, known: AnyShape | None, usual: str) -> tuple[st
     if isinstance(known, Shape) and (known.dims, known.dynamic) == (shape.dims, shape.dynamic):
         return dtype + (layout if shape.layout != known.layout else ""), ()
     dims = ",".join("?" if d < 0 else f"<={d}" if n in shape.dynamic else str(d) for n, d in enumerate(shape.dims))
-    return f"{dtype}\1{layout}", (dims,)
+    return f"{dtype}{MARK}{layout}", (dims,)
 
 
 def _references(
@@ -200,7 +198,7 @@ def _references(
             elif n - at[operand] <= NEAR:
                 text += chr(96 + n - at[operand])
             elif operand in labels:
-                text += "\1."
+                text += f"{MARK}."
                 named.append("$" + labels[operand])
             else:
                 text += f"{at[operand] - pointer:+d}."

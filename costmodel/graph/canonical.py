@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from costmodel.graph.bodies import MARK, RAW, Body, Item, bodies, letters
 from costmodel.graph.folding import Repeat, folded
 from costmodel.graph.hlo import Module
+from costmodel.graph.order import postorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def canonical_words(module: Module) -> tuple[Word, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A word whose shapes have no letters yet: each "\1" in the text takes a slot."""
+    """A word whose shapes have no letters yet: each MARK in the text takes a slot."""
 
     text: str
     slots: tuple[str, ...] = ()
@@ -146,12 +147,4 @@ def _usual_dtype(module: Module) -> str:
 
 def _reached(entry: Body, distinct: dict[str, Body]) -> list[str]:
     """Digests of what the entry calls, callees first, in the order of the calls."""
-    done: dict[str, None] = {}
-    stack = [entry.digest]
-    while stack:
-        waiting = [c for item in distinct[stack[-1]].items for c in item.called if c not in done]
-        if waiting and stack[-1] not in done:
-            stack += reversed(waiting)
-        else:
-            done[stack.pop()] = None
-    return list(done)
+    return postorder([entry.digest], lambda digest: [c for item in distinct[digest].items for c in item.called])

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from costmodel.graph.hlo import AnyShape, Computation, Instruction, Module, Shape
+from costmodel.graph.order import callees_first
 from costmodel.records import UserError
 
 # Rename or name what is in memory, or only order others.
 FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "reshape", "after-all", "add-dependency",
-    "domain", "partition-id", "replica-id", "opt-barrier", "get-dimension-size",
-    "set-dimension-size",
+    "domain", "partition-id", "replica-id", "opt-barrier", "get-dimension-size", "set-dimension-size",
 })  # fmt: skip
 TRANSCENDENTAL = frozenset({
     "exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "tanh", "sine", "cosine", "tan",
@@ -119,25 +119,6 @@ def trip_count(instruction: Instruction) -> int:
     return int(known[1]) if known else 1
 
 
-def callees_first(module: Module) -> list[Computation]:
-    """Each computation after those that it calls (no recursion: calls may be deep)."""
-    done: dict[str, None] = {}
-    for start in module.by_name:
-        stack = [start]
-        while stack:
-            name = stack[-1]
-            waiting = [] if name in done else [c for c in _called(module, name) if c not in done]
-            if waiting:
-                stack += waiting
-            else:
-                done[stack.pop()] = None
-    return [module.by_name[name] for name in done]
-
-
-def _called(module: Module, name: str) -> list[str]:
-    return [called for i in module.by_name[name].instructions for called in i.called]
-
-
 def _executions(module: Module) -> dict[str, float]:
     """How often each computation runs as a list of instructions of its own (inside a fusion or a reduction: never)."""
     counts = {module.entry: 1.0}
@@ -167,7 +148,7 @@ class _Arithmetic:
     def of(self, computation: Computation, i: Instruction) -> tuple[int, int]:
         size = sum(leaf.elements for leaf in i.shape.leaves())
         shapes = [computation.by_name[operand].shape for operand in i.operands]
-        if i.opcode in ELEMENTWISE or (i.opcode == "convert"):
+        if i.opcode in ELEMENTWISE or i.opcode == "convert":
             return size, size if i.opcode in TRANSCENDENTAL else 0
         if i.opcode == "dot":
             return 2 * size * _contracted(i, shapes), 0

@@ -16,14 +16,13 @@ from functools import cached_property
 
 Attributes = tuple[tuple[str, str], ...]
 
+# Of an element; those narrower than a byte are packed.
 BITS = {
     "pred": 8, "token": 0, "opaque": 0, "tuple": 0, "s1": 1, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
     "u1": 1, "u2": 2, "u4": 4, "u8": 8, "u16": 16, "u32": 32, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
     "f4e2m1fn": 4, "f8e8m0fnu": 8, "f8e3m4": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3fnuz": 8, "f8e4m3b11fnuz": 8,
     "f8e5m2": 8, "f8e5m2fnuz": 8, "c64": 64, "c128": 128,
 }  # fmt: skip
-# Bytes of an element: types narrower than a byte are packed (a half, a quarter, an eighth).
-BYTES = {dtype: bits / 8 for dtype, bits in BITS.items()}
 
 CALLS = (
     "to_apply", "calls", "condition", "body", "true_computation", "false_computation", "branch_computations",

@@ -18,7 +18,7 @@ def view(module: Module) -> nx.MultiDiGraph:
     Edges go from an operand to its user (kind "operand", with its `position`), from a caller to the parameters of what
     it calls and from the roots of that to the caller (kind "call").
     """
-    import networkx as nx  # a third of a second, for those who look
+    import networkx as nx  # slow to import, and only for those who look
 
     graph = nx.MultiDiGraph(name=module.name)
     for computation in module.computations:

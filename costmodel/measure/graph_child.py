@@ -5,12 +5,13 @@ Engines: "eager" runs the ATen operators one by one as torch does; "compile" han
 other engines must come to. One core; gradients off.
 
 Where one thread does all the work (eager, compile) the clock is its processor time: the wall time without what other
-programs took of the core meanwhile, since a program of 50 ms is hardly ever left alone that long. XLA works in a thread
+programs took of the core meanwhile, since a long program is hardly ever left alone until it ends. XLA works in a thread
 of its own, so its clock is the wall's. (The process's own clock steps by whole ticks where processor time is limited.)
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,6 @@ Run = Callable[[], Sequence[Any]]
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 BUDGET_US = 150_000.0  # of samples: making a program takes longer
 CLOCKS = {"eager": time.thread_time_ns, "compile": time.thread_time_ns, "xla": time.perf_counter_ns}
-ENGINES = tuple(CLOCKS)
 
 
 def load(engine: str) -> None:
@@ -43,8 +43,8 @@ def load(engine: str) -> None:
 
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # else a call returns before it is done
         jax.config.update("jax_enable_x64", True)
-        from jax.extend import backend  # noqa: F401
-        from jaxlib import _hlo, xla_client  # noqa: F401
+        for library in ("jax.extend.backend", "jaxlib._hlo", "jaxlib.xla_client"):  # what `_xla` needs
+            importlib.import_module(library)
 
 
 def execute(task: GraphTask) -> Outcome:
@@ -72,11 +72,11 @@ def _execute(task: GraphTask) -> Outcome:
     except Exception as error:  # whatever a compiler raises
         return Outcome("compile_error", error=one_line(error))
     first = as_numpy(run())
-    if error := faults(first, expected, tolerance(arguments)):  # type: ignore[misc]
-        return Outcome("wrong_result", error=error)
+    if fault := faults(first, expected, tolerance(arguments)):
+        return Outcome("wrong_result", error=fault)
     samples = sampling.take(run_once(run), task.timing, clock_ns=CLOCKS[task.engine], budget_us=BUDGET_US)
-    if error := faults(as_numpy(run()), first, tolerance(arguments)):  # type: ignore[misc]
-        return Outcome("wrong_result", error=f"on a later call: {error}")
+    if fault := faults(as_numpy(run()), first, tolerance(arguments)):
+        return Outcome("wrong_result", error=f"on a later call: {fault}")
     return Outcome("ok", tuple(round(x, 3) for x in samples))
 
 
@@ -112,9 +112,12 @@ def _filled(argument: dict[str, Any], generator: torch.Generator) -> torch.Tenso
 
 
 def function(code: str) -> Callable[..., Sequence[torch.Tensor]]:
-    scope = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan, "NoneType": type(None)}
+    """The `forward` that a program's text defines."""
+    scope: dict[str, Any] = {
+        "torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan, "NoneType": type(None)
+    }  # fmt: skip
     exec(code, scope)
-    return scope["forward"]  # type: ignore[return-value]
+    return scope["forward"]
 
 
 def build(task: GraphTask, forward: Callable[..., Sequence[torch.Tensor]] | None, arguments: list[torch.Tensor]) -> Run:

@@ -1,10 +1,10 @@
-"""The zygote for whole programs: as worker.py's, but it holds torch, and XLA or Inductor once a task has asked for them.
+"""The zygote for whole programs: as worker.py's, but it holds torch, and XLA or Inductor once a task asks for them.
 
     python -m costmodel.measure.graph_worker REQUEST_FD ANSWER_FD PARENT_PID
 
 It keeps to one thread and never starts a backend of its own, so that its forks are whole: each child has the libraries
-loaded (seconds, once) and everything else to itself.
-"""  # noqa: E501
+loaded (slow, but once) and everything else to itself.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Nothing:
     bytes: int = 0
 
 
-class GraphZygote(Zygote):  # noqa: D101
+class GraphZygote(Zygote[GraphTask, Nothing]):
+    """Serves graph tasks, one child for each."""
+
     def decode(self, message: dict[str, Any]) -> GraphTask:
         return GraphTask.decode(message)
 

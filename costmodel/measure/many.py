@@ -18,7 +18,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Literal
 
 from costmodel import workloads
@@ -58,7 +57,7 @@ class Worker:
     """What runs beside a device; an actor."""
 
     def __init__(self, language: str) -> None:
-        self.collector = collector_of(language)
+        self.collector = workloads.collector_of(language)
         self.kind: Literal["cpu", "cuda"] = "cpu" if language == "cpp" else "cuda"
 
     def device(self) -> Device:
@@ -178,7 +177,7 @@ class Fleet:
         if handful.losses == MOST_LOSSES:
             name = min(variant.kernel.name for variant in left or handful.variants)
             raise UserError(f"{MOST_LOSSES} workers were lost over the same variants of {name}; look at those machines")
-        handful.done |= collector_of(self.language).already(handful.received)
+        handful.done |= workloads.collector_of(self.language).already(handful.received)
         self._ask()
         return handful
 
@@ -205,11 +204,6 @@ class Fleet:
             self.hired.append(Hired(actor, node, self.ray.get(answer)))
         except self.ray.exceptions.RayError:
             self.ray.kill(actor)
-
-
-def collector_of(language: str) -> ModuleType:
-    """The collector of a language's kernels."""
-    return workloads.load_module(workloads.shipped("collectors") / f"{language}_kernels.py")
 
 
 def address(workload: Workload) -> str:

@@ -35,6 +35,9 @@ class Task:
         return Task(**values)
 
 
+ENGINES = ("eager", "compile", "xla")  # who runs a whole program; graph_child says how
+
+
 @dataclass(frozen=True, slots=True)
 class GraphTask:
     """Run one program once under an engine, with all that building takes: check, warm up, time, check again.
@@ -43,7 +46,7 @@ class GraphTask:
     `hlo`); arguments: as costmodel.aten.Argument encodes them.
     """
 
-    engine: str  # of costmodel.measure.graph_child.ENGINES
+    engine: str  # of ENGINES
     code: str
     hlo: str
     arguments: tuple[dict[str, Any], ...]

@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -63,13 +64,34 @@ def free_memory_bytes() -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-class Zygote:
-    """Serves tasks from one pipe, outcomes into another, one child at a time."""
+class AnyTask(Protocol):
+    """What a zygote must know of a task to bound the child that does it."""
+
+    @property
+    def cores(self) -> tuple[int, ...]: ...
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def memory_bytes(self) -> int: ...
+
+
+class AnyPrepared(Protocol):
+    """What is made for a task before the fork takes so much memory."""
+
+    @property
+    def bytes(self) -> int: ...
+
+
+TaskT = TypeVar("TaskT", bound=AnyTask)
+PreparedT = TypeVar("PreparedT", bound=AnyPrepared)
+
+
+class Zygote(ABC, Generic[TaskT, PreparedT]):
+    """Serves tasks of one kind from one pipe, outcomes into another, one child at a time."""
 
     def __init__(self, requests: int, answers: int, parent: int) -> None:
         self.requests, self.answers = requests, answers
         self.parent_gone = os.pidfd_open(parent)
-        self.shelf = Shelf(int(free_memory_bytes() * CACHE_SHARE))
         containment.adopt_orphans()
 
     def serve(self) -> None:
@@ -81,20 +103,19 @@ class Zygote:
                 return
             channel.send(self.answers, self.run(self.decode(message)).encode())
 
-    def decode(self, message: dict[str, Any]) -> Any:
-        """The task in a message. It, `prepare` and `execute` are what other kinds of tasks replace."""
-        return Task.decode(message)
+    @abstractmethod
+    def decode(self, message: dict[str, Any]) -> TaskT:
+        """The task in a message."""
 
-    def prepare(self, task: Any) -> Any:
-        """What is made once, in this process, and has a number of `bytes`."""
-        return self.shelf.get(task)
+    @abstractmethod
+    def prepare(self, task: TaskT) -> PreparedT:
+        """What is made once, in this process."""
 
-    def execute(self, task: Any, prepared: Any) -> Outcome:
+    @abstractmethod
+    def execute(self, task: TaskT, prepared: PreparedT) -> Outcome:
         """Do the task, in the child."""
-        cpu_s = (task.timeout_s + 1) * len(task.cores)
-        return execute(task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s))
 
-    def run(self, task: Any) -> Outcome:
+    def run(self, task: TaskT) -> Outcome:
         try:
             prepared = self.prepare(task)
         except Exception as error:
@@ -116,7 +137,7 @@ class Zygote:
             os.close(reading)
             os.close(printed)
 
-    def become_child(self, task: Any, prepared: Any, writing: int, printed: int, parent: int) -> None:
+    def become_child(self, task: TaskT, prepared: PreparedT, writing: int, printed: int, parent: int) -> None:
         """Never returns: whatever happens, this process ends here, with a message or without."""
         try:
             containment.die_with_parent(parent)
@@ -139,7 +160,7 @@ class Zygote:
         finally:
             os._exit(0)
 
-    def attend(self, task: Any, child: int, reading: int, printed: int, own_bytes: int) -> Outcome:
+    def attend(self, task: TaskT, child: int, reading: int, printed: int, own_bytes: int) -> Outcome:
         """Wait for the child's message and end, or for the deadline; leave no process behind.
 
         Between tasks nothing is sent, so a stir in `requests` means that the supervisor has closed or died.
@@ -175,8 +196,26 @@ class Zygote:
         return verdict(task, data, status, usage.ru_maxrss * 1024 - own_bytes, left, size, words)
 
 
+class KernelZygote(Zygote[Task, Prepared]):
+    """Serves tasks that run one variant of a C++ kernel."""
+
+    def __init__(self, requests: int, answers: int, parent: int) -> None:
+        super().__init__(requests, answers, parent)
+        self.shelf = Shelf(int(free_memory_bytes() * CACHE_SHARE))
+
+    def decode(self, message: dict[str, Any]) -> Task:
+        return Task.decode(message)
+
+    def prepare(self, task: Task) -> Prepared:
+        return self.shelf.get(task)
+
+    def execute(self, task: Task, prepared: Prepared) -> Outcome:
+        cpu_s = (task.timeout_s + 1) * len(task.cores)
+        return execute(task, prepared, lambda: containment.limit(memory_bytes=task.memory_bytes, cpu_s=cpu_s))
+
+
 def verdict(
-    task: Any, data: bytes, status: int, taken_bytes: int, left_behind: int, printed_bytes: int, words: str
+    task: AnyTask, data: bytes, status: int, taken_bytes: int, left_behind: int, printed_bytes: int, words: str
 ) -> Outcome:
     """What a child's message and end mean together. No message is a crash, whatever the exit code says."""
     try:
@@ -206,7 +245,7 @@ def main() -> None:
     requests, answers, parent = map(int, sys.argv[1:4])
     sealing.seal(writable=[os.environ[SCRATCH], os.devnull])
     with contextlib.suppress(channel.Closed):
-        Zygote(requests, answers, parent).serve()
+        KernelZygote(requests, answers, parent).serve()
     leave_no_scratch()
 
 

@@ -135,16 +135,16 @@ def encode_prefix(backbone: PreTrainedModel, prefix_ids: Tensor, *, after: Prefi
 
     `after` is the encoding of what stands before these tokens: the source, say, when many problems share it.
     """
-    both_ways = {"both_ways": True} if getattr(backbone.config, "prefix_lm", False) else {}
-    return extend(backbone, after, backbone.get_input_embeddings()(prefix_ids), reads=1, **both_ways)[0]
+    return extend(backbone, after, backbone.get_input_embeddings()(prefix_ids), reads=1, prompt=True)[0]
 
 
 def extend(
-    backbone: PreTrainedModel, prefix: PrefixCache | None, embeddings: Tensor, *, reads: int, **attention: bool
+    backbone: PreTrainedModel, prefix: PrefixCache | None, embeddings: Tensor, *, reads: int, prompt: bool = False
 ) -> tuple[PrefixCache, Tensor]:
     """A prefix (None: the empty one) continued by embeddings (L, D): the longer prefix, and the hidden states of its
-    last tokens (reads, D)."""
+    last tokens (reads, D). prompt: part of the prompt, which a prefix language model reads both ways."""
     length = len(embeddings)
+    attention = {"both_ways": True} if prompt and getattr(backbone.config, "prefix_lm", False) else {}
     cache = _copy(prefix.cache) if prefix else DynamicCache(config=backbone.config)
     last = torch.arange(length - reads, length, device=embeddings.device)[None]
     states = _run(backbone, last, inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True, **attention)
@@ -173,6 +173,13 @@ def suffix_states(backbone: PreTrainedModel, prefix: PrefixCache, embeddings: Te
     cache = _copy(prefix.cache)
     cache.batch_repeat_interleave(len(embeddings))
     return _run(backbone, wanted, inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+
+
+def all_states(backbone: PreTrainedModel, prefix: PrefixCache, suffixes: Tensor) -> Tensor:
+    """Ids (M, L) or embeddings (M, L, D), padded on the right -> the states at all their tokens (M, L, D)."""
+    embeddings = embedded(backbone, suffixes)
+    places = torch.arange(embeddings.shape[1], device=embeddings.device).expand(len(embeddings), -1)
+    return suffix_states(backbone, prefix, embeddings, places)
 
 
 def tree_states(

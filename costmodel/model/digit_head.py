@@ -26,8 +26,6 @@ from costmodel.model.trie import Trie
 from costmodel.ops.numeric_loss import numeric_loss
 from costmodel.records import UserError
 
-RAFT_TERMS = ("raft", "raft-raw", "raft-relative", "raft-unnormalized")
-
 
 class DigitHead(nn.Module):
     """The slowdown 2**z, or z itself, written as the codec's tokens by the same backbone, after the suffix, under its
@@ -44,7 +42,7 @@ class DigitHead(nn.Module):
     A head that is taught without "ce" knows its grid alone, and its distribution is over that.
     """
 
-    LOSSES = ("ce", *RAFT_TERMS, *losses.RANK_TERMS)
+    LOSSES = ("ce", *losses.RAFT_TERMS, *losses.RANK_TERMS)
 
     def __init__(
         self,
@@ -163,7 +161,7 @@ class DigitHead(nn.Module):
     def _grid_terms(self, at_trie: Tensor, targets: Targets) -> Parts:
         """Of the states (M, 1 + K, D): the regression-aware and the ranking terms."""
         ok, taught, z = ~targets.failed, targets.taught, targets.z.float()
-        raft = [name for name in self.terms if name in RAFT_TERMS]
+        raft = [name for name in self.terms if name in losses.RAFT_TERMS]
         if raft and torch.is_grad_enabled():
             self._check_covered(targets.z[taught])
         log_p = self._grid_log_p(at_trie)
@@ -217,9 +215,6 @@ class DigitHead(nn.Module):
         Equal uniforms give equal samples (`decode.stratified`). Each token is drawn at `temperature`. A number written
         several times is what most of its copies say.
         """
-        if "ce" not in self.terms:
-            raise UserError(f"got loss {'+'.join(self.terms)!r}, expected a head taught with ce to sample from; only "
-                            "the expectation over its grid was taught, which its distribution has")  # fmt: skip
         writer, rows = self._writer(backbone), []
         for (root, _), u in zip(self._roots(backbone, prefix, suffixes, lengths), uniforms, strict=True):
             rows.append(self._values(decode.sample(writer, root, u, temperature=temperature)))
@@ -291,6 +286,9 @@ class DigitHead(nn.Module):
         return self.trie.log_probabilities(at_trie @ self.tokens.weight.t(), self.given_success)
 
     def _writer(self, backbone: PreTrainedModel) -> decode.NumberWriter:
+        if "ce" not in self.terms:
+            raise UserError(f"got loss {'+'.join(self.terms)!r}, expected a head taught with ce to sample from; only "
+                            "the expectation over its grid was taught, which its distribution has")  # fmt: skip
         tables = self.given_success, self.value, self.next_state
         return decode.NumberWriter(backbone, self.tokens.weight, *tables, self.codec.num_tokens, self.forced)
 

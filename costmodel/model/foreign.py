@@ -52,7 +52,7 @@ def config_of(folder: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
     try:
         config = CONFIG_MAPPING[kind].from_dict(_without_programs(theirs))
     except Exception as error:  # each class checks its keys in its own way
-        raise UserError(f"got {path}, which is no config of a {kind} model ({_short(error)})") from error
+        raise UserError(f"got {path}, which is no config of a {kind} model ({reading.short(error)})") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"got {path} of model_type {kind!r}, expected a causal language model")
     return config, document
@@ -74,7 +74,7 @@ def shapes_of(path: Path) -> Shapes:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {part.get_dtype() for part in slices.values()}
     except Exception as error:  # the library raises its own and OSError
-        raise UserError(f"got {path}, expected a whole safetensors file: {_short(error)}") from error
+        raise UserError(f"got {path}, expected a whole safetensors file: {reading.short(error)}") from error
     if strange := kinds.difference(_DTYPES):
         raise UserError(f"got {path} with tensors of {', '.join(sorted(strange))}, expected {', '.join(_DTYPES)}")
     wanted, there = 8 * sum(map(math.prod, shapes.values())), free_memory_bytes()  # float32, and once more to hand over
@@ -118,7 +118,7 @@ def _check_backbone(path: Path, config: PreTrainedConfig, plain: Shapes) -> None
         with torch.device("meta"):
             model = model_class(config)(config)
     except Exception as error:  # whatever a model says of sizes that do not fit
-        raise UserError(f"got {path}, of which no model can be made ({_short(error)})") from error
+        raise UserError(f"got {path}, of which no model can be made ({reading.short(error)})") from error
     for name, tensor in model.state_dict().items():
         if name in plain and plain[name] != tuple(tensor.shape):
             raise UserError(
@@ -158,7 +158,3 @@ def _without_programs(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_programs(item) for key, item in value.items() if key not in _NOT_OURS}
     return value
-
-
-def _short(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -28,7 +28,7 @@ class GridHead(nn.Module):
     `learned`: the values of the tokens are learned as well (RAFT's learnable weights). It begins as the grid.
     """
 
-    LOSSES = (*TARGETS, *losses.RAFT_TERMS, *losses.RANK_TERMS)
+    LOSSES = (*TARGETS, *losses.ONE_TOKEN_TERMS, *losses.RANK_TERMS)
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class GridHead(nn.Module):
             odds = logits[:, -1] - logits[:, :-1].logsumexp(-1)
             nll = F.binary_cross_entropy_with_logits(odds, targets.failed.float(), reduction="none")
         parts = {"ce": losses.mean(nll[~targets.rank_only])}
-        for name in (name for name in self.terms if name in losses.RAFT_TERMS):
+        for name in (name for name in self.terms if name in losses.ONE_TOKEN_TERMS):
             if name == "raft" and not self.learned:  # rows are chosen before the difference: 0 * NaN is NaN backward
                 parts[name] = losses.mean((expected[taught] - z[taught]).square()) / self.z_var
                 continue

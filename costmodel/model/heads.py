@@ -21,7 +21,7 @@ from costmodel.codecs.grids import LogGrid, QuantileGrid
 from costmodel.codecs.repeated import Repeated
 from costmodel.model.digit_head import DigitHead
 from costmodel.model.grid_head import GridHead
-from costmodel.model.losses import RAFT_TERMS
+from costmodel.model.losses import ONE_TOKEN_TERMS
 from costmodel.model.scalar_heads import MixtureHead, ScalarHead
 from costmodel.records import UserError
 
@@ -78,7 +78,7 @@ def from_spec(hidden_size: int, spec: dict[str, Any]) -> Head:
 def check_covered(values: np.ndarray, grid: LogGrid | QuantileGrid, terms: Sequence[str]) -> None:
     """An expectation over a grid cannot leave it, so it must hold every value (RAFT, Lemma 3): UserError otherwise."""
     outside = [value for value in (values.min(), values.max()) if grid.clips(float(value))]
-    if outside and set(RAFT_TERMS) & set(terms):
+    if outside and set(ONE_TOKEN_TERMS) & set(terms):
         raise UserError(
             f"got values up to {outside[-1]:.3g} for a grid of {grid.low:.3g} to {grid.high:.3g}, expected all inside: "
             "no expectation over the grid reaches them"

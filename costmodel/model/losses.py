@@ -93,7 +93,8 @@ def listwise_loss(predicted: Tensor, z: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - (-predicted / RANK_TEMPERATURE).log_softmax(0))).sum()
 
 
-RAFT_TERMS = ("raft", "raft-raw", "raft-relative", "raft-unnormalized", "sampled")
+RAFT_TERMS = ("raft", "raft-raw", "raft-relative", "raft-unnormalized")
+ONE_TOKEN_TERMS = (*RAFT_TERMS, "sampled")  # those of a grid whose values are a token each
 
 
 def raft_term(name: str, p: Tensor, values: Tensor, y: Tensor, *, y_var: float, raw_var: float) -> Tensor:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from costmodel.model import decode, losses
-from costmodel.model.decoder import PrefixCache, embedded, encode_suffixes, suffix_states
+from costmodel.model.decoder import PrefixCache, all_states, encode_suffixes
 from costmodel.model.losses import Parts, Targets
+from costmodel.records import UserError
 
 GAUSSIAN_POINTS = 64  # equally likely values that stand for a Gaussian
 NUMBER_TOKEN = 2  # <sep>: the text token whose logit is the value, in "final-logit"
@@ -47,6 +48,8 @@ class ScalarHead(nn.Module):
         z_std: float = 1.0,
     ) -> None:
         super().__init__()
+        if read not in self.READS:
+            raise UserError(f"got read={read!r}, expected one of {', '.join(self.READS)}")
         self.terms = losses.parse(loss, self.LOSSES, one_of=("squared", "absolute"))
         self.read, self.vocab_size, self.z_mean, self.z_std = read, vocab_size, z_mean, z_std
         self.failure = nn.Linear(hidden_size, 1)
@@ -95,7 +98,7 @@ class ScalarHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z (M,) and the log-odds of failure (M,)."""
         if self.read.startswith("pooled"):
-            states = _all_states(backbone, prefix, suffixes)
+            states = all_states(backbone, prefix, suffixes)
             real = torch.arange(states.shape[1], device=states.device) < lengths[:, None].to(states.device)
             last = states[torch.arange(len(states)), lengths - 1]
             read = self.value(_pooled(states, real, self.read.removeprefix("pooled-")))[:, 0]
@@ -174,12 +177,6 @@ class MixtureHead(nn.Module):
         out = self.readout(hidden).float()
         share, middle, spread = out[:, :-1].chunk(3, -1)
         return share.log_softmax(-1), middle, SIGMA_FLOOR + F.softplus(spread), out[:, -1]
-
-
-def _all_states(backbone: PreTrainedModel, prefix: PrefixCache, suffixes: Tensor) -> Tensor:
-    embeddings = embedded(backbone, suffixes)
-    places = torch.arange(embeddings.shape[1], device=embeddings.device).expand(len(embeddings), -1)
-    return suffix_states(backbone, prefix, embeddings, places)
 
 
 def _pooled(states: Tensor, real: Tensor, how: str) -> Tensor:

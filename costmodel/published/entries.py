@@ -15,18 +15,7 @@ from typing import Any
 
 from costmodel import devices, reading
 from costmodel.published import streams
-from costmodel.records import (
-    Config,
-    Device,
-    Kernel,
-    Measurement,
-    Problem,
-    Scalar,
-    Status,
-    Timing,
-    UserError,
-    Variant,
-)
+from costmodel.records import Config, Device, Kernel, Measurement, Problem, Scalar, Status, Timing, UserError, Variant
 
 MS = 3  # a millisecond is 10^3 microseconds
 MOST_NAME = 200  # characters

@@ -23,8 +23,8 @@ from costmodel import reading
 from costmodel.records import UserError
 
 _CHUNK = 1 << 20  # characters
-_LARGEST = 4 << 20  # characters in one value: more than any entry of a cache needs, and 200 MB when decoded
-_GROWTH = 300  # times that gzip may unpack to its size: caches shrink 10 to 60 times, a bomb 1000 times
+_LARGEST = 4 << 20  # characters in one value: more than any entry of a cache needs; decoded it takes many times that
+_GROWTH = 300  # times its size that gzip may unpack to: less than a bomb does, more than a cache
 _UNPACKED_FREELY = 256 << 20  # bytes
 _LITERAL = 32  # characters: a number or a word that the end cuts short
 _SPACE = re.compile(r"[ \t\r\n]*")

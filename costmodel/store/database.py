@@ -6,7 +6,8 @@ SQL that `store` writes, and each turns its own errors into one line for the use
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ class Database(Protocol):
     """One open connection. `name` is what messages show: a path, or a URL without its password."""
 
     name: str
+
+    def prepare(self) -> None:
+        """Make the tables where there are none and bring older ones up to date; called once, first."""
+        ...
 
     def rows(self, sql: str, **values: Any) -> list[Any]:
         """Run one statement; all its rows. Outside of `writing` a statement is a transaction of its own."""
@@ -48,6 +53,27 @@ def shown(address: str | Path) -> str:
 
 def opened(address: str | Path) -> Database:
     """A file's path, or postgresql://USER:PASSWORD@HOST/DATABASE; made if there is none."""
+    database = _connected(address)
+    try:
+        database.prepare()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+@contextmanager
+def utf8_only() -> Iterator[None]:
+    """A text that neither kind of store can write, as one line for the user."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"got text that UTF-8 cannot write ({error.reason}), expected text; nothing was stored"
+        ) from error
+
+
+def _connected(address: str | Path) -> Database:
     if not is_url(address):
         from costmodel.store.sqlite import SqliteDatabase
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from costmodel.records import UserError
 from costmodel.store import schema
+from costmodel.store.database import utf8_only
 
 LOCK = 0x636D7374  # of the writer whose turn it is; a number that only stores use
 
@@ -44,11 +45,15 @@ class PostgresDatabase:
         self._password = str(parsed.password or "")
         with self._explained():
             self._connection = engine.connect()
-        try:
-            self._open()
-        except BaseException:
-            self._connection.close()
-            raise
+
+    def prepare(self) -> None:
+        self.rows("SET client_min_messages = warning")
+        self.rows("SET search_path TO costmodel")
+        if not self._version():
+            with self.writing():
+                if not self._version():  # another process may have done it meanwhile
+                    self._make()
+        schema.expect_known(self._version(), self.name)
 
     def close(self) -> None:
         self._connection.close()
@@ -75,19 +80,6 @@ class PostgresDatabase:
                     self._connection.execute(self._text("ROLLBACK"))
             raise
 
-    def _open(self) -> None:
-        self.rows("SET client_min_messages = warning")
-        self.rows("SET search_path TO costmodel")
-        if not self._version():
-            with self.writing():
-                if not self._version():  # another process may have done it meanwhile
-                    self._make()
-        version = self._version()
-        if version > schema.VERSION:
-            raise UserError(
-                f"got {self.name} of schema {version}, expected at most {schema.VERSION}; update costmodel to open it"
-            )
-
     def _version(self) -> int:
         """0 where there is no store yet."""
         there = self.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'costmodel' AND tablename = 'version'")
@@ -105,17 +97,14 @@ class PostgresDatabase:
     def _explained(self) -> Iterator[None]:
         """The server's errors as one line for the user, without the password."""
         try:
-            yield
+            with utf8_only():
+                yield
         except self._errors as error:
             cause = getattr(error, "orig", None) or error
             lines = str(cause).strip().splitlines() or [type(cause).__name__]
             told = lines[0].replace(self._password, "***") if self._password else lines[0]
             advice = "check that the server runs, the URL and what its user may do; what was committed before is kept"
             raise UserError(f"store {self.name}: {told}: {advice}") from None
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"got text that UTF-8 cannot write ({error.reason}), expected text; nothing was stored"
-            ) from error
 
 
 def _escaped(value: Any) -> Any:

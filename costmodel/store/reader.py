@@ -49,7 +49,7 @@ _SELECT = f"SELECT {', '.join(f'm.{name}' for name in Row._fields)} FROM measure
 
 
 class Reader:
-    """Nothing here holds all rows: a page at a time, and of nouns the last 65,536 of a kind."""
+    """Nothing here holds all rows: a page at a time, and of nouns some 65,536 of a kind."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -10,6 +10,8 @@ Schema history (PRAGMA user_version in a file, costmodel.version in PostgreSQL):
 
 from __future__ import annotations
 
+from costmodel.records import UserError
+
 VERSION = 2
 NOUNS = ("kernels", "problems", "devices", "methods", "spaces")
 
@@ -64,6 +66,12 @@ UPGRADES: dict[int, str] = {
     DROP TABLE old_kernels;
     """
 }
+
+
+def expect_known(version: int, name: str) -> None:
+    """UserError where a newer costmodel wrote the store `name`."""
+    if version > VERSION:
+        raise UserError(f"got {name} of schema {version}, expected at most {VERSION}; update costmodel to open it")
 
 
 def statements(script: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from costmodel.records import UserError, digest
 from costmodel.store import schema
+from costmodel.store.database import utf8_only
 
 APPLICATION = 0x636D7374  # "cmst": tells a store from any other SQLite file
 BUSY_S = 60.0
@@ -33,26 +34,24 @@ class SqliteDatabase:
             self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
             self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_BYTES)
             self._connection.set_progress_handler(self._tick, TICK)
-            self._begin()
-        try:
-            with explained(self.name):
-                self._open()
-        except BaseException:
-            self._connection.close()
-            raise
+        self._ticks = 0
+
+    def prepare(self) -> None:
+        with explained(self.name):
+            self._open()
 
     def close(self) -> None:
         self._connection.close()
 
     def rows(self, sql: str, **values: Any) -> list[Any]:
         with explained(self.name):
-            self._ticks_left = self._most_ticks
+            self._ticks = 0
             return self._connection.execute(sql, values).fetchall()
 
     def page(self, sql: str, **values: Any) -> list[Any]:
         found, size = [], 0
         with explained(self.name):
-            self._begin()
+            self._ticks = 0
             for row in self._connection.execute(sql, values):
                 found.append(row)
                 size += sum(len(value) for value in row if isinstance(value, str | bytes))
@@ -72,14 +71,11 @@ class SqliteDatabase:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _begin(self) -> None:
-        size = sum(file.stat().st_size for file in (self.path, Path(f"{self.path}-wal")) if file.is_file())
-        self._ticks_left = self._most_ticks = TICKS + size // BYTES_A_TICK
-
     def _tick(self) -> bool:
-        """Whether SQLite is to give up."""
-        self._ticks_left -= 1
-        return self._ticks_left < 0
+        """Whether SQLite is to give up on a statement; the file may have grown since it was opened."""
+        self._ticks += 1
+        size = sum(file.stat().st_size for file in (self.path, Path(f"{self.path}-wal")) if file.is_file())
+        return self._ticks > TICKS + size // BYTES_A_TICK
 
     def _open(self) -> None:
         self._connection.execute("BEGIN")  # one view: another process may be making this file
@@ -87,10 +83,7 @@ class SqliteDatabase:
         self._connection.execute("COMMIT")
         if application != APPLICATION and (application or version or tables):
             raise UserError(f"got {self.path}, which is another program's database; give a store or a new file name")
-        if version > schema.VERSION:
-            raise UserError(
-                f"got {self.path} of schema {version}, expected at most {schema.VERSION}; update costmodel to open it"
-            )
+        schema.expect_known(version, self.name)
         self._refuse_programs()
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._enter_wal()
@@ -133,6 +126,7 @@ class SqliteDatabase:
             scripts = [schema.UPGRADES[n] for n in range(version, schema.VERSION)] if version else [schema.NEW]
             for script in scripts:
                 for statement in schema.statements(script):
+                    self._ticks = 0
                     self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {schema.VERSION}")
             self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -169,7 +163,8 @@ def backup(path: Path, out: Path) -> int:
 def explained(name: str) -> Iterator[None]:
     """SQLite's errors as one line for the user."""
     try:
-        yield
+        with utf8_only():
+            yield
     except sqlite3.DatabaseError as error:
         code = _code(error)
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
@@ -184,7 +179,7 @@ def explained(name: str) -> Iterator[None]:
             advice = f"the file is damaged; `costmodel store repair {name} --out NEW` saves what can be read"
         elif code == sqlite3.SQLITE_TOOBIG:
             advice = f"a text in it is longer than {LONGEST_BYTES} bytes; this is not a store"
-        elif isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError) or "syntax" in str(error):
+        elif isinstance(error, sqlite3.ProgrammingError) or "syntax" in str(error):
             raise  # a mistake of this package's, not of the file's
         else:
             advice = (
@@ -196,10 +191,6 @@ def explained(name: str) -> Iterator[None]:
         raise UserError(
             f"got store {name}, in which a text is not UTF-8 ({error.reason}), expected a whole one; "
             f"`costmodel store repair {name} --out NEW` saves what can be read"
-        ) from error
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"got text that UTF-8 cannot write ({error.reason}), expected text; nothing was stored"
         ) from error
 
 
