@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodel import joint, workloads
+from costmodel import workloads
 from costmodel.dataset import groups, read_parquet
+from costmodel.joint import probability_near_best
 from costmodel.predictor import NeuralCostModel
 from costmodel.records import UserError
 from costmodel.sittings import combine
@@ -39,15 +40,14 @@ def recorded(data, model):
 
 
 def scores(spaces, correlation):
-    joint.CORRELATION = correlation
     rng = np.random.default_rng(0)
     pairs, picks = [], []
     for told, us in spaces:
         for a, b in rng.integers(len(told), size=(PAIRS, 2)):
             if a != b:
-                pairs.append((joint.probability_faster(told[a], told[b]), us[a] < us[b]))
+                pairs.append((told[a].probability_faster_than(told[b], correlation=correlation), us[a] < us[b]))
         pick = min(range(len(told)), key=lambda i: told[i].median_us)
-        picks.append((joint.probability_near_best(told, pick), us[pick] <= 1.05 * us.min()))
+        picks.append((probability_near_best(told, pick, correlation=correlation), us[pick] <= 1.05 * us.min()))
     stated, came = np.array(pairs, float).T
     chance, hit = np.array(picks, float).T
     return {

@@ -16,7 +16,7 @@ import numpy as np
 from costmodel import dataset, floor
 from costmodel.devices import peak_tflops
 from costmodel.features import launch_features
-from costmodel.joint import probability_faster
+from costmodel.joint import CORRELATION
 from costmodel.measure import facts as compile_facts
 from costmodel.records import (
     Config,
@@ -276,7 +276,8 @@ def _runner_up(
     shares = _shapley(names, log_us) if len(names) <= SHARED else _scaled(names, log_us, math.log(factor))
     contributions = (Change(name, pick[name], second[name], math.exp(shares[name])) for name in names)
     return RunnerUp(
-        second, told[second].median_us, factor, probability_faster(told[second], told[pick]),
+        second, told[second].median_us, factor,
+        told[second].probability_faster_than(told[pick], correlation=CORRELATION),
         tuple(sorted(contributions, key=lambda change: -abs(math.log(change.factor)))),
         _flips(workload, problem, device, model, pick, second),
     )  # fmt: skip

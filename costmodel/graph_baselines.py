@@ -42,6 +42,11 @@ def log2_floors(rows: Sequence[Row]) -> Array:
     return np.log2([row.floor_us for row in rows])
 
 
+def _numbers(program: Program) -> Array:
+    """(n, NUMBERS), plain."""
+    return np.exp2(program.nodes.numbers.astype(np.float64)) - 1
+
+
 class Floor:
     """The frozen floor times one factor for each engine."""
 
@@ -86,7 +91,7 @@ def _roofline(rows: Sequence[Row], constants: tuple[float, float, float]) -> Arr
     peak, bandwidth, start = constants
     totals = []
     for row in rows:
-        numbers = np.exp2(row.program.nodes.numbers.astype(np.float64)) - 1
+        numbers = _numbers(row.program)
         runs = numbers[:, _FLOOR] > 0
         each = np.maximum(numbers[:, _FLOPS] / peak, (numbers[:, _READ] + numbers[:, _WRITTEN]) / bandwidth)
         totals.append(float((numbers[runs, _COUNT] * np.maximum(each[runs], start)).sum()))
@@ -98,7 +103,7 @@ def _roofline(rows: Sequence[Row], constants: tuple[float, float, float]) -> Arr
 
 def histogram(program: Program) -> dict[str, float]:
     """By kind: how often it runs, its floating-point operations and its bytes; opcodes inside others by count alone."""
-    numbers = np.exp2(program.nodes.numbers.astype(np.float64)) - 1
+    numbers = _numbers(program)
     found: Counter[str] = Counter()
     for kind, row in zip(program.nodes.kinds, numbers, strict=True):
         opcode, *inside = kind.split(" ")
@@ -114,7 +119,7 @@ def histogram(program: Program) -> dict[str, float]:
 
 def facts(program: Program) -> list[float]:
     """log2 of flops, bytes read and written, runs, instructions and the floor; and the largest share of one of them."""
-    numbers = np.exp2(program.nodes.numbers.astype(np.float64)) - 1
+    numbers = _numbers(program)
     count = numbers[:, _COUNT]
     totals = [float((count * numbers[:, column]).sum()) for column in (_FLOPS, _READ, _WRITTEN)]
     floors = numbers[:, _FLOOR]

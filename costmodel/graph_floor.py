@@ -15,8 +15,6 @@ only makes a view, XLA may copy or fuse. `graph.costs` counts the bytes of a cop
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from costmodel.graph import Cost
 from costmodel.graph.costs import FREE
 
@@ -40,8 +38,3 @@ def floor_us(cost: Cost) -> float:
         return 0.0
     moved = cost.bytes_read + cost.bytes_written
     return cost.count * (START_US + max(cost.flops / FLOPS_PER_US, moved / BYTES_PER_US))
-
-
-def total_us(costs: Iterable[Cost]) -> float:
-    """The floor of a program."""
-    return sum(map(floor_us, costs))

@@ -71,8 +71,7 @@ NUMBERS = ("elements", "flops", "transcendentals", "bytes_read", "bytes_written"
 def program_of(module: Module) -> Program:
     """UserError for a program of more than MOST_LINES lines, or with nothing to run."""
     listed = costs(module)
-    by_name = {(cost.computation, cost.name): cost for cost in listed}
-    floors = {place: floor_us(cost) for place, cost in by_name.items()}
+    floors = {(cost.computation, cost.name): floor_us(cost) for cost in listed}
     writer = _Writer(module)
     lines: list[Line] = []
     shape_of_program = []

@@ -6,7 +6,7 @@
     model.prediction(costs_us[0].sum())                 # with calibrated intervals
 
 Nothing but text goes in: the lines of `graph_lines` as tokens, numbers as digits and a magnitude. Trained on totals
-alone (no line has a label): squared error of log2 latency and the order of slowdowns within a batch. Members of
+alone (no line has a label): smooth L1 error of log2 slowdown and the order of slowdowns within a batch. Members of
 different seeds are averaged in log2 at every line.
 """
 

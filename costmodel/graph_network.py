@@ -1,9 +1,9 @@
 """The opponent that others use on programs: a graph network on hand-made features, after TpuGraphs' GraphSAGE baseline.
 
-A node is an instruction: an embedding of its kind and the logarithms of its costs. Two or three layers of messages
-(GraphSAGE with mean aggregation, along the edges and against them, residual; Hamilton et al., 2017), the sum and the
-mean over nodes, and a small network to log2(latency / floor). The message passing is two `index_add_`: no library of
-graph networks is needed for it.
+A node is an instruction: an embedding of its kind and the logarithms of its costs. Layers of messages (GraphSAGE with
+mean aggregation, along the edges and against them, residual; Hamilton et al., 2017), the sum over nodes, their mean and
+their mean by floors, and a small network to log2(latency / floor). The message passing is two `index_add_`: no library
+of graph networks is needed for it.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ json       kernel, device, default, and a config for each problem
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from costmodel.records import DTYPES, Config, Problem, Scalar, TensorSpec, UserError
 from costmodel.table import TunedEntry, TunedTable
 
 TRITON_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+INDUCTOR_TEMPLATES = {"mm": "triton::mm", "addmm": "triton::mm", "bmm": "triton::bmm", "baddbmm": "triton::bmm"}
 _TORCH_DTYPES = {short: name for name, short in DTYPES.items()}
 # vLLM names the quantisation of activations and weights; 16-bit models have no name.
 _VLLM_DTYPES = {"f16": "", "bf16": "", "f8_e4m3": "fp8_w8a8", "i8": "int8_w8a8"}
@@ -103,14 +103,25 @@ def inductor(table: TunedTable) -> str:
     found = {}
     for entry in table.entries:
         op, inputs = inductor_inputs(entry.problem)
-        found[inductor_key(op, inputs, device=table.device)] = [_inductor_config(table, entry, op)]
+        config = _renamed(table, entry, _INDUCTOR_NAMES, "Inductor's mm and bmm templates")
+        key = inductor_key(op, inputs, device=table.device)
+        found[key] = [inductor_entry(op, config, int(entry.problem["K"]))]
     return json.dumps(found, indent=1) + "\n"
 
 
+_INDUCTOR_NAMES = {"BLOCK_M": True, "BLOCK_N": True, "BLOCK_K": True, "GROUP_M": False}
 Layout = tuple[str, tuple[int, ...], tuple[int, ...]]  # element type, shape, strides
 
 
-def inductor_key(op: str, inputs: tuple[Layout, ...], *, device: str = "") -> str:
+def inductor_entry(op: str, config: Mapping[str, Scalar], depth: int) -> dict[str, Scalar]:
+    """One config of the table; depth: the problem's K. Inductor takes what is not stated from its own first config,
+    whose blocks of K may divide K where these do not."""
+    if op not in INDUCTOR_TEMPLATES:
+        raise UserError(f"got operation {op!r}, expected one of {', '.join(INDUCTOR_TEMPLATES)}")
+    return {"template_id": INDUCTOR_TEMPLATES[op], **config, "EVEN_K": depth % int(config["BLOCK_K"]) == 0}
+
+
+def inductor_key(op: str, inputs: Sequence[Layout], *, device: str = "") -> str:
     """The key of `LookupTableChoices.make_lookup_key`: [device+](dtype, shape, strides of each input)+op."""
     nodes = ", ".join(f"(torch.{_torch(dtype)}, {list(shape)}, {list(strides)})" for dtype, shape, strides in inputs)
     return "+".join([*([device] if device else []), f"({nodes})", op])
@@ -134,11 +145,12 @@ def inductor_inputs(problem: Problem) -> tuple[str, tuple[Layout, ...]]:
     transposed = sizes["layout"] == "nt" if "layout" in sizes else b.shape != (*batch, k, n)
     if a.shape != (*batch, m, k) or b.shape != ((*batch, n, k) if transposed else (*batch, k, n)):
         raise UserError(f"got inputs {a.shape} and {b.shape}, expected [M, K] and [K, N] or [N, K]")
-    second = _transposed(b) if transposed else _dense(b)
-    return ("bmm" if batch else "mm"), (_dense(a), second)
+    second = _transposed(b) if transposed else dense(b)
+    return ("bmm" if batch else "mm"), (dense(a), second)
 
 
-def _dense(spec: TensorSpec) -> Layout:
+def dense(spec: TensorSpec) -> Layout:
+    """A row-major tensor without gaps."""
     strides = [1]
     for size in reversed(spec.shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -146,16 +158,8 @@ def _dense(spec: TensorSpec) -> Layout:
 
 
 def _transposed(spec: TensorSpec) -> Layout:
-    dtype, shape, strides = _dense(spec)
+    dtype, shape, strides = dense(spec)
     return dtype, (*shape[:-2], shape[-1], shape[-2]), (*strides[:-2], strides[-1], strides[-2])
-
-
-def _inductor_config(table: TunedTable, entry: TunedEntry, op: str) -> dict[str, Any]:
-    wanted = {"BLOCK_M": True, "BLOCK_N": True, "BLOCK_K": True, "GROUP_M": False}
-    config = _renamed(table, entry, wanted, "Inductor's mm and bmm templates")
-    # Inductor takes what is not stated from its own first config, whose blocks of K may divide K where these do not.
-    depth = int(dict(entry.problem.params)["K"])
-    return {"template_id": f"triton::{op}", **config, "EVEN_K": depth % config["BLOCK_K"] == 0}
 
 
 def _renamed(table: TunedTable, entry: TunedEntry, wanted: Mapping[str, bool], form: str) -> dict[str, int]:

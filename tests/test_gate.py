@@ -348,9 +348,9 @@ def test_a_network_compares_two_texts(trees):
 def test_errors_that_two_texts_share_cancel():
     """Two normal laws of one spread s differ by one of spread s sqrt(2 (1 - correlation))."""
     support = torch.linspace(-4, 4, 401, dtype=torch.float64)[None]
-    normal = lambda mean: torch.exp(-((support - mean) ** 2) / 2 / 0.5**2)  # noqa: E731
     first, second = (
-        decode.Distribution(support, normal(mean) / normal(mean).sum(), torch.zeros(1)) for mean in (0.0, 0.3)
+        decode.Distribution(support, torch.softmax(-((support - mean) ** 2) / 2 / 0.5**2, dim=-1), torch.zeros(1))
+        for mean in (0.0, 0.3)
     )
     drawn = predictor._difference(first, second)
     assert np.mean(drawn) == pytest.approx(0.3, abs=0.01)

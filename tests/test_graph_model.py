@@ -74,7 +74,7 @@ def uses(line):
 def test_lines_hold_the_floor_of_every_instruction_that_runs(path):
     module = read(path)
     program = program_of(module)
-    assert program.floor_us == pytest.approx(graph_floor.total_us(costs(module)))
+    assert program.floor_us == pytest.approx(sum(map(graph_floor.floor_us, costs(module))))
     places = [place for line in program.lines for place in line.instructions]
     assert len(places) == len(set(places))
     assert all(line.floor_us > 0 for line in program.lines)

@@ -148,6 +148,14 @@ def test_an_operator_without_hlo_is_a_custom_call():
     assert to_text(parse(to_text(program.module))) == to_text(program.module)
 
 
+def test_dropout_is_nothing_but_where_it_drops():
+    dropped = traced(lambda x: nn.functional.dropout(x, 0.5, training=True) + 1, torch.zeros(4))
+    assert dropped.unmapped == ("aten.dropout.default",)
+    kept = traced(lambda x: nn.functional.dropout(x, 0.5, training=False) + 1, torch.zeros(4))
+    assert kept.unmapped == ()
+    assert entry_opcodes(kept) == ["fusion"]
+
+
 def test_complex_numbers_that_are_compared_are_a_custom_call():
     assert traced(lambda x: torch.complex(x, x) == 0, torch.zeros(4)).unmapped[-1].startswith("aten.eq")
 

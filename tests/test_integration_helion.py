@@ -15,11 +15,10 @@ from costmodel.records import Prediction
 
 helion = pytest.importorskip("helion")
 torch = pytest.importorskip("torch")
-
-import helion.language as hl  # noqa: E402
-from helion.autotuner import LFBOTreeSearch, PowerOfTwoFragment, search_algorithms  # noqa: E402
-from helion.autotuner.base_search import BaseSearch, BenchmarkResult, PopulationBasedSearch  # noqa: E402
-from helion.autotuner.benchmark_provider import BenchmarkProvider  # noqa: E402
+hl = pytest.importorskip("helion.language")
+autotuner = pytest.importorskip("helion.autotuner")
+base_search = pytest.importorskip("helion.autotuner.base_search")
+benchmark_provider = pytest.importorskip("helion.autotuner.benchmark_provider")
 
 H200 = devices.find("H200")
 X, Y = torch.zeros(512, 256, dtype=torch.float16), torch.zeros(256, 1024, dtype=torch.float16)
@@ -60,7 +59,7 @@ def of(us):
     return Prediction((0.8 * us, us, 1.2 * us), (0.25, 0.5, 0.25))
 
 
-class Simulated(BenchmarkProvider):
+class Simulated(benchmark_provider.BenchmarkProvider):
     """What would be compiled and run is looked up."""
 
     mutated_arg_indices = ()
@@ -81,7 +80,8 @@ class Simulated(BenchmarkProvider):
 
 def result(config, ms):
     status = "ok" if math.isfinite(ms) else "error"
-    return BenchmarkResult(config=config, fn=lambda *args: last_ms.append(ms), perf=ms, status=status, compile_time=0.1)
+    made = base_search.BenchmarkResult
+    return made(config=config, fn=lambda *args: last_ms.append(ms), perf=ms, status=status, compile_time=0.1)
 
 
 def again(functions, *, repeat, desc=None):
@@ -102,7 +102,7 @@ def tuned(search, bound, seed, generations=5):
     """The configs in the order in which they were benchmarked."""
     benchmarked.clear()
     bound.settings.autotune_random_seed = seed
-    with mock.patch.object(BaseSearch.__init__, "__defaults__", (Simulated,)):
+    with mock.patch.object(base_search.BaseSearch.__init__, "__defaults__", (Simulated,)):
         search(bound, (X, Y), initial_population=30, copies=2, max_generations=generations).autotune()
     return list(benchmarked)
 
@@ -130,7 +130,7 @@ def test_the_best_of_a_pool_are_benchmarked_first(bound):
 def test_fewer_benchmarks_than_helion_by_itself(bound):
     seeds = range(2)
     ours = integration.register(device=H200, model=KnowsBlocks())
-    alone = [evaluations_to_half_over(tuned(LFBOTreeSearch, bound, seed)) for seed in seeds]
+    alone = [evaluations_to_half_over(tuned(autotuner.LFBOTreeSearch, bound, seed)) for seed in seeds]
     led = [evaluations_to_half_over(tuned(ours, bound, seed)) for seed in seeds]
     assert statistics.geometric_mean(led) < 0.9 * statistics.geometric_mean(alone)
 
@@ -170,19 +170,20 @@ def test_what_the_model_reads(bound):
 
 def test_the_example_with_the_shipped_model():
     """A kernel that is not Helion's has no text; its parameters and their values are what is read."""
-    scope = {"tunables": {"BLOCK": PowerOfTwoFragment(32, 1024, 128), "num_warps": PowerOfTwoFragment(1, 8, 4)}}
+    powers = autotuner.PowerOfTwoFragment
+    scope = {"tunables": {"BLOCK": powers(32, 1024, 128), "num_warps": powers(1, 8, 4)}}
     scope |= {"compile_fn": lambda config: torch.clone, "args": (torch.zeros(8),)}
     with (
         mock.patch.dict(os.environ),
         mock.patch.object(Simulated, "benchmark", simulated_blocks),
-        mock.patch.object(BaseSearch.__init__, "__defaults__", (Simulated,)),
-        mock.patch.object(PopulationBasedSearch, "rebenchmark"),
-        mock.patch.object(PopulationBasedSearch, "final_rebenchmark_best", side_effect=lambda best: best),
+        mock.patch.object(base_search.BaseSearch.__init__, "__defaults__", (Simulated,)),
+        mock.patch.object(base_search.PopulationBasedSearch, "rebenchmark"),
+        mock.patch.object(base_search.PopulationBasedSearch, "final_rebenchmark_best", side_effect=lambda best: best),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error", UserWarning)
         exec(example(integration), scope)
-        assert os.environ["HELION_AUTOTUNER"] in search_algorithms
+        assert os.environ["HELION_AUTOTUNER"] in autotuner.search_algorithms
     assert scope["best"].config["BLOCK"] == 256
 
 

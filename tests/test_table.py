@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from costmodel import table, table_building, table_files, table_formats
 from costmodel.cli import app
 from costmodel.devices import find
-from costmodel.joint import probability_faster, probability_near_best
+from costmodel.joint import CORRELATION, draws_us, probability_near_best
 from costmodel.records import (
     Config,
     Kernel,
@@ -246,11 +246,12 @@ def test_predicted_entries_state_what_the_model_knows():
 
 def test_errors_that_models_share_cancel():
     a, b = Told(1.0).one(1.0), Told(1.0).one(2.0)
-    assert probability_faster(a, a) == 0.5
-    assert probability_faster(a, b) == pytest.approx(1 - probability_faster(b, a))
+    faster = a.probability_faster_than(b, correlation=CORRELATION)
     # log2 a - log2 b is -1 with a standard deviation of about sqrt(2 (1 - 0.7)) times the (truncated) 0.88
-    assert probability_faster(a, b) == pytest.approx(0.93, abs=0.02)
-    assert probability_near_best([a, b], 0) >= probability_faster(a, b)
+    assert faster == pytest.approx(0.93, abs=0.02)
+    drawn_a, drawn_b = draws_us([a, b])
+    assert (drawn_a < drawn_b).mean() == pytest.approx(faster, abs=0.02)  # draws and integral say the same
+    assert probability_near_best([a, b], 0) >= (drawn_a < drawn_b).mean()
     assert probability_near_best([a, b], 0) + probability_near_best([a, b], 1) >= 1
 
 

@@ -16,10 +16,16 @@ def reshape(c: Call, x: Value, *sizes: Any) -> Value:
 
 
 def same(c: Call, x: Value, *rest: Any, **options: Any) -> Value:
-    """to, contiguous, clone, detach: another type, a copy, or nothing."""
+    """to, contiguous, detach: another type, a copy, or nothing."""
     if x.dtype != c.dtype:
         return c.b.convert(x, c.dtype)
     return c.b.unary("copy", x) if c.copies else x
+
+
+def dropout(c: Call, x: Value, share: float, train: bool) -> Value:
+    if train and share:
+        raise Unmapped("random numbers")
+    return x
 
 
 def clone(c: Call, x: Value, **options: Any) -> Value:
@@ -185,8 +191,9 @@ VIEWS: dict[str, Callable[..., Any]] = {
         ("view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as"),
         reshape,
     ),
-    **dict.fromkeys(("to", "_to_copy", "contiguous", "detach", "alias", "type_as", "lift_fresh_copy", "dropout",
-                     "float", "lift_fresh", "feature_dropout", "detach_"), same),
+    **dict.fromkeys(("to", "_to_copy", "contiguous", "detach", "alias", "type_as", "lift_fresh_copy", "float",
+                     "lift_fresh", "detach_"), same),
+    **dict.fromkeys(("dropout", "feature_dropout"), dropout),
     "clone": clone, "expand": expand, "expand_as": expand, "broadcast_to": expand, "permute": permute,
     "transpose": transpose, "t": transpose, "numpy_T": transpose, "movedim": movedim, "slice": slice_,
     "narrow": narrow, "select": select, "split": pieces, "split_with_sizes": pieces, "chunk": pieces,

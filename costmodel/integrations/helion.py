@@ -18,26 +18,13 @@ wrong, Helion goes on by itself, and one warning says why. Checked with Helion 1
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from costmodel.integrations.ranking import Guard, Model, best_first, loaded, sheet
-from costmodel.records import (
-    DTYPES,
-    Config,
-    Device,
-    Kernel,
-    Measurement,
-    Prediction,
-    Problem,
-    Scalar,
-    TensorSpec,
-    Timing,
-    Variant,
-)  # fmt: skip
+from costmodel.integrations.ranking import Guard, Model, best_first, inputs, loaded, measurement, sheet
+from costmodel.records import Config, Device, Kernel, Prediction, Problem, Scalar, Variant
 from costmodel.search import Tuner
 from costmodel.workloads import triton_source
 
@@ -111,7 +98,8 @@ def _search_class() -> type:
             told_of = loaded(self.model).predict([read(variant) for variant in new], device)
             self.prediction_of.update(zip(new, told_of, strict=True))
             tuner = Tuner(asked, [[self.prediction_of[variant] for variant in asked]], seed=len(told))
-            tuner.tell([_measurement(variant, device, ms) for variant, ms in measured.items()])
+            failure = "Helion could not run it"
+            tuner.tell([measurement(variant, device, 1e3 * ms, failure=failure) for variant, ms in measured.items()])
             return [members[variant] for variant in tuner.ask(count)]
 
         def _algorithm_cache_policy(self) -> dict[str, object]:
@@ -134,7 +122,7 @@ def variants(kernel: Any, args: Sequence[Any], configs: Sequence[Any]) -> list[V
     made = Kernel(name, "triton", text, varied, "helion")
     problem = Problem(
         name,
-        tuple(_spec(value) for value in args if hasattr(value, "dtype") and hasattr(value, "shape")),
+        inputs(args),
         tuple((f"arg_{i}", value) for i, value in enumerate(args) if isinstance(value, int | float | str)),
         flops=0,
         bytes=0,
@@ -164,14 +152,3 @@ def _settings(config: Any) -> dict[str, Scalar]:
             key = f"{stem}_{i}" if isinstance(value, list) else stem
             flat[key] = one if isinstance(one, int | float | str) else str(one)
     return flat
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    name = str(tensor.dtype).rpartition(".")[2]
-    return TensorSpec(tuple(map(int, tensor.shape)), DTYPES.get(name, name))
-
-
-def _measurement(variant: Variant, device: Device, ms: float) -> Measurement:
-    if not math.isfinite(ms):
-        return Measurement(variant, device, Timing(), (), "launch_error", error="Helion could not run it")
-    return Measurement(variant, device, Timing(), (), "ok", (1e3 * ms,))

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.integrations.inductor_table import LookupTable
-from costmodel.integrations.ranking import Guard, Model, best_first, sheet, within
-from costmodel.records import DTYPES, Config, Device, Kernel, Problem, Scalar, TensorSpec, Variant
+from costmodel.integrations.ranking import Guard, Model, best_first, sheet, spec, within
+from costmodel.records import Config, Device, Kernel, Problem, Scalar, Variant
 from costmodel.workloads import triton_source
 
 
@@ -162,10 +162,7 @@ def _entry(choice: Any) -> dict[str, Scalar]:
 
 
 def _problem(inputs: Any, op: str) -> Problem:
-    specs = tuple(
-        TensorSpec(tuple(map(int, shape)), DTYPES.get(str(dtype).rpartition(".")[2], str(dtype)))
-        for shape, dtype in zip(inputs.shapes_hinted(), inputs.dtypes(), strict=True)
-    )
+    specs = tuple(spec(*told) for told in zip(inputs.shapes_hinted(), inputs.dtypes(), strict=True))
     if not hasattr(inputs, "mnk_hinted"):
         return Problem(op, specs, (), flops=0, bytes=0)
     m, n, k = map(int, inputs.mnk_hinted())

@@ -17,17 +17,15 @@ operation that is listed has no other choice, one that is not has them all.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from costmodel.records import DTYPES, Scalar, TensorSpec, UserError, Variant
+from costmodel.records import Scalar, Variant
+from costmodel.table_formats import dense, inductor_entry, inductor_key
 
 LookupTable = dict[str, list[dict[str, Scalar]]]
-_TEMPLATES = {"mm": "triton::mm", "addmm": "triton::mm", "bmm": "triton::bmm", "baddbmm": "triton::bmm"}
-_TORCH = {short: name for name, short in DTYPES.items()}
 
 
-def lookup_table(picks: Iterable[tuple[str, Variant]], *, device: str | None = None) -> LookupTable:
+def lookup_table(picks: Iterable[tuple[str, Variant]], *, device: str = "") -> LookupTable:
     """Several picks of one operation and problem are all benchmarked by torch, which then takes the fastest.
 
     picks: torch's operation (mm, addmm, bmm, baddbmm) and a variant whose problem names K and lists the inputs as torch
@@ -35,19 +33,7 @@ def lookup_table(picks: Iterable[tuple[str, Variant]], *, device: str | None = N
     """
     table: LookupTable = {}
     for op, variant in picks:
-        if op not in _TEMPLATES:
-            raise UserError(f"got operation {op!r}, expected one of {', '.join(_TEMPLATES)}")
-        even = {"EVEN_K": int(variant.problem["K"]) % int(variant.config["BLOCK_K"]) == 0}
-        entry = {"template_id": _TEMPLATES[op], **even, **variant.config.as_dict()}
-        key = "+".join(filter(None, (device, _inputs_key(variant.problem.inputs), op)))
+        entry = inductor_entry(op, variant.config.as_dict(), int(variant.problem["K"]))
+        key = inductor_key(op, [dense(spec) for spec in variant.problem.inputs], device=device)
         table.setdefault(key, []).append(entry)
     return table
-
-
-def _inputs_key(inputs: Sequence[TensorSpec]) -> str:
-    """What torch makes of (dtype, sizes, strides) of each input by `str`."""
-    told = []
-    for spec in inputs:
-        strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
-        told.append(f"(torch.{_TORCH.get(spec.dtype, spec.dtype)}, {list(spec.shape)}, {strides})")
-    return f"({', '.join(told)})"

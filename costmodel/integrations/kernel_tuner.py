@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import devices, search
-from costmodel.integrations.ranking import loaded
-from costmodel.records import Config, CostModel, Device, Kernel, Measurement, Problem, Timing, UserError, Variant
+from costmodel.integrations.ranking import loaded, measurement
+from costmodel.records import Config, CostModel, Kernel, Language, Problem, UserError, Variant
 
-_LANGUAGES = {"CUDA": "cuda", "CUPY": "cuda", "NVCUDA": "cuda", "HIP": "hip", "OPENCL": "opencl", "C": "cpp"}
+_LANGUAGES: dict[str, Language] = {
+    "CUDA": "cuda", "CUPY": "cuda", "NVCUDA": "cuda", "HIP": "hip", "OPENCL": "opencl", "C": "cpp"
+}  # fmt: skip
 
 
 def strategy(
@@ -67,7 +69,10 @@ class CostModelStrategy:
             while batch := tuner.ask():
                 configs = [tuple(value for _, value in variant.config.params) for variant in batch]
                 times_ms = cost.eval_all(configs)
-                tuner.tell([_measurement(v, target, ms) for v, ms in zip(batch, times_ms, strict=True)])
+                tuner.tell([
+                    measurement(variant, target, _microseconds(ms), failure="Kernel Tuner could not run it")
+                    for variant, ms in zip(batch, times_ms, strict=True)
+                ])  # fmt: skip
         except StopCriterionReached as reached:
             if tuning_options.verbose:
                 print(reached)
@@ -85,7 +90,7 @@ def _candidates(searchspace: Any, runner: Any) -> list[Variant]:
         raise UserError(f"got a kernel in {source.lang}, expected one of {', '.join(_LANGUAGES)}")
     schema = tuple((name, tuple(values)) for name, values in searchspace.tune_params.items())
     text = None if getattr(runner, "simulation_mode", False) else source.get_kernel_string(0)
-    kernel = Kernel(source.kernel_name, language, text, schema, "kernel_tuner")  # type: ignore[arg-type]
+    kernel = Kernel(source.kernel_name, language, text, schema, "kernel_tuner")
     size = options.problem_size
     sizes = size if isinstance(size, list | tuple) else [size]
     named = tuple((f"size_{i}", value) for i, value in enumerate(sizes) if isinstance(value, int | float | str))
@@ -94,7 +99,6 @@ def _candidates(searchspace: Any, runner: Any) -> list[Variant]:
     return [Variant(kernel, problem, Config(tuple(zip(names, values, strict=True)))) for values in searchspace.list]
 
 
-def _measurement(variant: Variant, device: Device, time_ms: float) -> Measurement:
-    if not math.isfinite(time_ms) or time_ms >= sys.float_info.max:
-        return Measurement(variant, device, Timing(), (), "launch_error", error="Kernel Tuner could not run it")
-    return Measurement(variant, device, Timing(), (), "ok", (1e3 * time_ms,))
+def _microseconds(time_ms: float) -> float:
+    """Kernel Tuner's cost of a config that failed is the largest float, or no number."""
+    return 1e3 * time_ms if time_ms < sys.float_info.max else math.inf

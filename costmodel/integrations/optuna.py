@@ -28,8 +28,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from costmodel.integrations.ranking import Guard, Model, best_first, loaded, sheet
-from costmodel.records import Config, Device, Measurement, Problem, Timing, UserError, Variant, Workload
+from costmodel.integrations.ranking import Guard, Model, best_first, loaded, measurement, sheet
+from costmodel.records import Config, Device, Measurement, Problem, UserError, Variant, Workload
 from costmodel.search import Tuner
 
 BATCH = 4  # picks between two looks at the measurements; the search's model-free moves are a share of a batch
@@ -58,8 +58,8 @@ class CostModelSampler(BaseSampler):
         seed: int = 0,
     ) -> None:
         """candidates: a workload, of which `problem` is solved, or variants, which have their own (problem is None)."""
-        self._variants = _variants(candidates, problem, sheet(device))
         self._device, self._model, self._seed = sheet(device), model, seed
+        self._variants = _variants(candidates, problem, self._device)
         self._default = candidates.default if isinstance(candidates, Workload) else None
         self._of = {frozenset(variant.config.params): variant for variant in self._variants}
         self._picks: dict[int, Config] = {}  # by the trial's number
@@ -98,13 +98,9 @@ class CostModelSampler(BaseSampler):
         """Nothing is drawn that two threads could draw alike."""
 
     def _pick(self, study: Any, trial: Any) -> Config:
-        fixed = [
-            name for name in trial.system_attrs.get("fixed_params", {}) if name in self._variants[0].config.as_dict()
-        ]
-        if fixed:
-            raise UserError(
-                f"got an enqueued trial of {', '.join(fixed)} alone, expected every parameter of the config"
-            )
+        if fixed := dict(self._key(trial.system_attrs.get("fixed_params", {}))):
+            names = ", ".join(fixed)
+            raise UserError(f"got an enqueued trial of {names} alone, expected every parameter of the config")
         if self._tuner is None:
             told = self._guard(lambda: loaded(self._model).predict(self._variants, self._device))
             default = next((v for v in self._variants if v.config == self._default), None)
@@ -126,12 +122,11 @@ class CostModelSampler(BaseSampler):
         raise UserError(f"got another trial after all {len(self._variants)} configs were tried, expected no more")
 
     def _measurement(self, trial: Any) -> Measurement:
+        us = trial.value if trial.state.name == "COMPLETE" else math.nan
+        if -math.inf < us <= 0:
+            raise UserError(f"got {us} from trial {trial.number}, expected a latency above 0")
         variant = self._of[self._key(trial.params)]
-        if trial.state.name != "COMPLETE" or not math.isfinite(trial.value):
-            return Measurement(variant, self._device, Timing(), (), "launch_error", error=f"trial {trial.state.name}")
-        if trial.value <= 0:
-            raise UserError(f"got {trial.value} from trial {trial.number}, expected a latency above 0")
-        return Measurement(variant, self._device, Timing(), (), "ok", (trial.value,))
+        return measurement(variant, self._device, us, failure=f"trial {trial.state.name}")
 
     def _key(self, params: dict[str, Any]) -> frozenset[tuple[str, Any]]:
         names = self._variants[0].config.as_dict()
@@ -149,8 +144,9 @@ def enqueue_best(
 ) -> list[Config]:
     """Enqueue the `top` configs that are predicted to be the fastest, and return them. Arguments as of the sampler's.
     Where there is no model that works, none are enqueued and a warning says why."""
-    variants = _variants(candidates, problem, sheet(device))
-    order = Guard("nothing is enqueued")(lambda: best_first(variants, sheet(device), model))
+    target = sheet(device)
+    variants = _variants(candidates, problem, target)
+    order = Guard("nothing is enqueued")(lambda: best_first(variants, target, model))
     best = [variants[i].config for i in (order or [])[:top]]
     for config in best:
         study.enqueue_trial(config.as_dict(), skip_if_exists=True)
@@ -167,10 +163,11 @@ def _stop(study: Any) -> bool:
 
 
 def _variants(candidates: Workload | Sequence[Variant], problem: Problem | None, device: Device) -> list[Variant]:
-    found = list(candidates) if not isinstance(candidates, Workload) else []
-    if isinstance(candidates, Workload):
-        if problem is None:
-            raise UserError(f"got no problem, expected one of {candidates.kernel.name}'s")
+    if not isinstance(candidates, Workload):
+        found = list(candidates)
+    elif problem is None:
+        raise UserError(f"got no problem, expected one of {candidates.kernel.name}'s")
+    else:
         found = candidates.variants(problem, device)
     names = {tuple(variant.config.as_dict()) for variant in found}
     if len(names) != 1:

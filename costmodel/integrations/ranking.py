@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from costmodel import devices
-from costmodel.records import CostModel, Device, Variant
+from costmodel.records import DTYPES, CostModel, Device, Measurement, TensorSpec, Timing, Variant
 
 Answer = TypeVar("Answer")
 Model = CostModel | str | Path | None  # a model, a model's folder, or None for the shipped one
@@ -59,6 +60,24 @@ def sheet(device: Device | str | None) -> Device:
     if device is None:
         return devices.detect("cuda")
     return devices.find(device) if isinstance(device, str) else device
+
+
+def spec(shape: Iterable[Any], dtype: Any) -> TensorSpec:
+    """An input by its sizes and its element type as torch and Triton print it ("torch.float16")."""
+    name = str(dtype).rpartition(".")[2]
+    return TensorSpec(tuple(map(int, shape)), DTYPES.get(name, name))
+
+
+def inputs(arguments: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """The tensors among a kernel's arguments."""
+    return tuple(spec(one.shape, one.dtype) for one in arguments if hasattr(one, "dtype") and hasattr(one, "shape"))
+
+
+def measurement(variant: Variant, device: Device, us: float, *, failure: str) -> Measurement:
+    """What a tuner said of a config, for a search: microseconds, or a number that is not finite for `failure`."""
+    if not math.isfinite(us):
+        return Measurement(variant, device, Timing(), (), "launch_error", error=failure)
+    return Measurement(variant, device, Timing(), (), "ok", (us,))
 
 
 def within(patience_s: float, question: Callable[[], Answer], what: str) -> Answer:

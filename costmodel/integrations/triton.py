@@ -23,20 +23,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from costmodel import devices
-from costmodel.integrations.ranking import Guard, Model, best_first, sheet, within
-from costmodel.records import DTYPES, Config, Kernel, Measurement, Problem, Scalar, TensorSpec, Timing, Variant
+from costmodel.integrations.ranking import Guard, Model, best_first, inputs, sheet, within
+from costmodel.records import Config, Kernel, Measurement, Problem, Scalar, Timing, Variant
+from costmodel.table_formats import TRITON_OPTIONS
 from costmodel.workloads import triton_source
 
-_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+FAILED = "Triton's autotuner could not compile or launch it"
 DO_BENCH = Timing(cache="cold", warmup_us=25e3, min_samples=1, relative_error=0.05)  # triton.testing.do_bench's
 
 
@@ -100,7 +103,7 @@ def variants(tuner: Any, configs: Sequence[Any], arguments: dict[str, Any]) -> l
     known = {name: arguments[name] for name in tuner.arg_names if name in arguments}
     problem = Problem(
         kernel.name,
-        tuple(_spec(value) for value in known.values() if hasattr(value, "dtype") and hasattr(value, "shape")),
+        inputs(known.values()),
         tuple((name, value) for name, value in known.items() if isinstance(value, int | float | str)),
         flops=0,
         bytes=0,
@@ -109,14 +112,9 @@ def variants(tuner: Any, configs: Sequence[Any], arguments: dict[str, Any]) -> l
 
 
 def _settings(config: Any) -> dict[str, Scalar]:
-    options = {name: getattr(config, name, None) for name in _OPTIONS}
+    options = {name: getattr(config, name, None) for name in TRITON_OPTIONS}
     given = {**config.kwargs, **{name: value for name, value in options.items() if value is not None}}
     return {name: value if isinstance(value, int | float | str) else str(value) for name, value in given.items()}
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    name = str(tensor.dtype).rpartition(".")[2]
-    return TensorSpec(tuple(map(int, tensor.shape)), DTYPES.get(name, name))
 
 
 def _sources(function: Any) -> Iterator[str]:
@@ -164,9 +162,7 @@ def _store(path: Path, tuned: Sequence[Variant], timings_ms: Sequence[Any]) -> N
     rows = []
     for variant, told in zip(tuned, timings_ms, strict=True):
         samples = tuple(sorted(1e3 * ms for ms in (told if isinstance(told, Sequence) else [told])))
-        ok = samples[-1] < float("inf")
-        error = "" if ok else "Triton's autotuner could not compile or launch it"
-        status, kept = ("ok", samples) if ok else ("launch_error", ())
-        rows.append(Measurement(variant, device, DO_BENCH, toolchain, status, kept, error, (), now))  # type: ignore[arg-type]
+        row = Measurement(variant, device, DO_BENCH, toolchain, "launch_error", collected_at=now, error=FAILED)
+        rows.append(replace(row, status="ok", samples_us=samples, error="") if samples[-1] < math.inf else row)
     with Store(path) as opened:
         opened.add(rows)
