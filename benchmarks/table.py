@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodel import table, table_building, workloads
-from costmodel.cli.shared import read_measurements
-from costmodel.cli.tabling import workloads_of
+from costmodel.cli.shared import read_measurements, workloads_of
 from costmodel.dataset import kernel_identity
 from costmodel.records import UserError
 from costmodel.stats import bootstrap_interval

@@ -14,7 +14,7 @@ from costmodel.joint import probability_near_best
 from costmodel.records import Config, CostModel, Device, Measurement, Params, Problem, Timing, Workload
 from costmodel.table import FEWEST, TIE, LeftOut, TunedEntry, TunedTable, interpolated
 
-CANDIDATES = 8  # the best of each problem, kept for the other problems; more changed nothing
+CANDIDATES = 8  # the best of each problem, kept for the other problems
 DRAWS = 1000
 
 
@@ -194,7 +194,7 @@ def predicted(workload: Workload, problem: Problem, device: Device, model: CostM
         problem, variants[alive[best]].config, "predicted", _digits(told[alive[best]].median_us), default,
         measured=0,
         space_size=len(variants),
-        tied=len([i for i in alive if told[i].median_us <= TIE * told[alive[best]].median_us]),
+        tied=sum(1 for i in alive if told[i].median_us <= TIE * told[alive[best]].median_us),
         confidence=probability_near_best([told[i] for i in alive], best),
     )  # fmt: skip
     return entry, ""

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from sized import workload
 from test_cli import ROOT
 
 from costmodel.cli import app
@@ -23,7 +24,6 @@ from costmodel.records import (
     Timing,
     UserError,
     Variant,
-    Workload,
 )
 
 H200 = find("H200")
@@ -37,10 +37,7 @@ def problem(n):
     return Problem("product", (TensorSpec((n, n), "f32"),), (("N", n),), flops=2 * n**3, bytes=12 * n * n)
 
 
-WORKLOAD = Workload(
-    kernel=KERNEL, space=SPACE, default=Config.of(TILE=1, VECTOR=4, THREADS=1), problems={"first": problem(256)},
-    make_problem=lambda *, N: problem(N), make_inputs=lambda problem, seed: (), reference=lambda problem, inputs: (),
-)  # fmt: skip
+WORKLOAD = workload(KERNEL, SPACE, Config.of(TILE=1, VECTOR=4, THREADS=1), problem, 256)
 BEST = Config.of(TILE=2, VECTOR=8, THREADS=4)
 
 

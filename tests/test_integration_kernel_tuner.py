@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 
 import pytest
 from examples import example
@@ -75,6 +76,27 @@ def test_a_search_from_scratch_learns_and_failures_cost_an_evaluation(cache):
 def test_the_shipped_model_and_the_device_of_the_cache(cache):
     assert json.loads(cache.read_text())["device_name"] == "NVIDIA A100-PCIE-40GB"
     assert len(replay(cache, strategy(), evaluations=8)) == 8
+
+
+class Broken:
+    def predict(self, variants, device):
+        raise ArithmeticError("the weights are not finite")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"model": "no-such-folder"}, "no-such-folder"), ({"priors": [Broken()]}, "not finite")]
+)
+def test_a_model_that_is_missing_or_broken_costs_one_warning(cache, options, reason):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = replay(cache, strategy(device="A100-PCIE-40GB", **options), evaluations=40)
+    (told,) = [str(warning.message) for warning in caught if "costmodel" in str(warning.message)]
+    assert "the search learns from its benchmarks alone" in told
+    assert reason in told
+    alone = replay(cache, strategy(priors=[], device="A100-PCIE-40GB"), evaluations=40)
+    assert [[result[name] for name in PARAMS] for result in results] == [
+        [result[name] for name in PARAMS] for result in alone
+    ]
 
 
 def test_other_objectives_are_refused(cache):

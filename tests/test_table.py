@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sized import workload
 
-from costmodel import table, table_building, table_files, table_formats
+from costmodel import table, table_building, table_files, table_formats, workloads
 from costmodel.cli import app
+from costmodel.cli.shared import workloads_of
 from costmodel.devices import find
 from costmodel.joint import CORRELATION, draws_us, probability_near_best
 from costmodel.records import (
@@ -25,7 +27,6 @@ from costmodel.records import (
     Timing,
     UserError,
     Variant,
-    Workload,
 )
 from costmodel.store import Store
 
@@ -40,10 +41,7 @@ def problem(n):
     return Problem("scale", (TensorSpec((n,), "f32"),), (("N", n),), flops=n, bytes=8 * n)
 
 
-WORKLOAD = Workload(
-    kernel=KERNEL, space=SPACE, default=DEFAULT, problems={"first": problem(1024)},
-    make_problem=lambda *, N: problem(N), make_inputs=lambda problem, seed: (), reference=lambda problem, inputs: (),
-)  # fmt: skip
+WORKLOAD = workload(KERNEL, SPACE, DEFAULT, problem, 1024)
 
 
 def true_us(config, n):
@@ -510,6 +508,18 @@ def test_what_does_not_fit_a_form_is_one_line(write, built, words):
 
 
 # ---- the commands ----
+
+
+@pytest.mark.parametrize("name", ["matmul", "triton/matmul", "matmul__packed"])
+def test_the_shipped_workload_of_a_record_is_found_by_its_text(name):
+    """Two languages have a matmul; and a record may have any name, and a text that is not ours."""
+    shipped = workloads.load(name)
+    own = measured(8, shipped.default, 1.0, kernel=shipped.kernel)
+    foreign = measured(8, shipped.default, 1.0, kernel=dataclasses.replace(shipped.kernel, source="another"))
+    file = measured(8, shipped.default, 1.0, kernel=dataclasses.replace(shipped.kernel, name="../mine.py"))
+    assert workloads_of([own]).keys() == {shipped.kernel.identity}
+    assert workloads_of([own])[shipped.kernel.identity].default == shipped.default
+    assert workloads_of([foreign, file]) == {}
 
 
 def test_build_show_and_apply(tmp_path, capsys):

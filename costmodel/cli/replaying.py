@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel.cli.shared import Json, ModelFolder, model_from, read_measurements
+from costmodel.cli.shared import Json, ModelFolder, model_from, read_measurements, workloads_of
 from costmodel.present import print_json, progress
 from costmodel.records import UserError
 
 if TYPE_CHECKING:
     from costmodel.predictor import NeuralCostModel
-    from costmodel.records import Config, Measurement
     from costmodel.replay import RecordedSpace, Run
 
 MIN_SPACE = 10  # fewer configs are no search
@@ -57,7 +56,8 @@ def replay(
     if unknown:
         raise UserError(f"got strategy {unknown[0]!r}, expected one of {', '.join(strategies.STRATEGIES)}")
     measurements = read_measurements(recorded)
-    spaces = replaying.spaces(measurements, _defaults(measurements), min_size=MIN_SPACE)
+    defaults = {identity: workload.default for identity, workload in workloads_of(measurements).items()}
+    spaces = replaying.spaces(measurements, defaults, min_size=MIN_SPACE)
     if not spaces:
         raise UserError(
             f"got no space of {MIN_SPACE} configs in {', '.join(map(str, recorded))}, expected one kernel on one "
@@ -100,25 +100,6 @@ def _list_strategies(strategies: dict[str, Any], *, as_json: bool) -> None:
     width = max(map(len, strategies))
     for name, (told, _) in strategies.items():
         print(f"{name:<{width}}  {told}")
-
-
-def _defaults(measurements: Sequence[Measurement]) -> dict[str, Config]:
-    """Default configs of the kernels that this project ships, where the recorded source is theirs."""
-    from costmodel import workloads
-    from costmodel.dataset import kernel_identity
-
-    found = {}
-    shipped = {path.stem for path in workloads.shipped("kernels").glob("*/*")}
-    for kernel in {m.variant.kernel for m in measurements if m.variant.kernel.source is not None}:
-        if kernel.name not in shipped:
-            continue  # a record may call its kernel anything, a file to execute among it
-        try:
-            workload = workloads.load(kernel.name)
-        except UserError:
-            continue  # not one of ours: its default is not known
-        if workload.kernel.identity == kernel.identity:
-            found[kernel_identity(kernel)] = workload.default
-    return found
 
 
 def _mark_what_the_model_saw(

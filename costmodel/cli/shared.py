@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import warnings
@@ -153,6 +154,32 @@ def read_everything(paths: Sequence[Path]) -> list[Measurement]:
             with told_warnings():
                 found += combine(tuning_records().read(path))
     return found
+
+
+def workloads_of(rows: Sequence[Measurement]) -> dict[str, Workload]:
+    """The workloads of measured kernels that this project ships, where the recorded text is theirs."""
+    found = {}
+    for kernel in {m.variant.kernel for m in rows if m.variant.kernel.source is not None}:
+        workload = shipped_workload(kernel.name, kernel.language, kernel.identity)
+        if workload is not None:
+            found[kernel.identity] = workload
+    return found
+
+
+def shipped_workload(name: str, language: str, identity: str) -> Workload | None:
+    """The shipped kernel of this name and language whose text is the one that was recorded."""
+    from costmodel import workloads
+
+    if not list(workloads.shipped("kernels").glob(f"*/{glob.escape(name)}.*")):
+        return None  # a table or a record may call its kernel anything, a file to execute among it
+    for text in (name, f"{language}/{name}"):
+        try:
+            workload = workloads.load(text)
+        except UserError:
+            continue  # not one of ours
+        if workload.kernel.identity == identity:
+            return workload
+    return None
 
 
 def _begins(path: Path, magic: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from costmodel.cli.shared import DeviceName, Json, ModelFolder, Trust, device_named, model_from, read_measurements
+from costmodel.cli.shared import (
+    DeviceName,
+    Json,
+    ModelFolder,
+    Trust,
+    device_named,
+    model_from,
+    read_measurements,
+    shipped_workload,
+    workloads_of,
+)
 from costmodel.present import format_us, print_json
 from costmodel.records import Timing, UserError
 
@@ -183,31 +192,6 @@ def _wanted(kernels: Sequence[str] | None, *, trust: bool) -> dict[str, Workload
     return found
 
 
-def workloads_of(rows: Sequence[Measurement]) -> dict[str, Workload]:
-    """The workloads of measured kernels that this project ships, where the recorded text is theirs."""
-    found = {}
-    for kernel in {m.variant.kernel for m in rows if m.variant.kernel.source is not None}:
-        workload = _shipped(kernel.name, kernel.language, kernel.identity)
-        if workload is not None:
-            found[kernel.identity] = workload
-    return found
-
-
-def _shipped(name: str, language: str, identity: str) -> Workload | None:
-    from costmodel import workloads
-
-    if not list(workloads.shipped("kernels").glob(f"*/{glob.escape(name)}.*")):
-        return None  # a table or a record may call its kernel anything, a file to execute among it
-    for text in (name, f"{language}/{name}"):
-        try:
-            workload = workloads.load(text)
-        except UserError:
-            continue  # not one of ours
-        if workload.kernel.identity == identity:
-            return workload
-    return None
-
-
 def _is_listed(m: Measurement, problems: Sequence[str], wanted: dict[str, Workload]) -> bool:
     from costmodel import workloads
 
@@ -279,7 +263,7 @@ def _asked(table: TunedTable, problem: str) -> Answer:
     from costmodel.table import lookup
 
     sizes = workloads.parse_assignments(problem)
-    workload = _shipped(table.kernel, table.language, table.source_digest)
+    workload = shipped_workload(table.kernel, table.language, table.source_digest)
     if workload is None:
         return lookup(table, sizes)
     stated = workloads.parse_problem(workload, problem)

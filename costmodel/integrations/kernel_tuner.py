@@ -9,7 +9,8 @@
         cache="stencil.json", simulation_mode=True,  # leave out where there is a GPU
     )
 
-It takes Kernel Tuner's budgets, caches and restrictions as its own strategies do.
+It takes Kernel Tuner's budgets, caches and restrictions as its own strategies do. Where there is no model that works,
+one warning says so, and the search learns from its benchmarks alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import devices, search
-from costmodel.integrations.ranking import loaded, measurement
+from costmodel.integrations.ranking import Guard, loaded, measurement
 from costmodel.records import Config, CostModel, Kernel, Language, Problem, UserError, Variant
 
 _LANGUAGES: dict[str, Language] = {
@@ -61,9 +62,9 @@ class CostModelStrategy:
         if tuning_options.objective not in ("time", ["time"]):
             raise UserError(f"got objective {tuning_options.objective}, expected 'time', which is what is predicted")
         candidates = _candidates(searchspace, runner)
-        tuner = search.Tuner(
-            candidates, [prior.predict(candidates, target) for prior in self._priors()], seed=self.seed
-        )
+        ask = Guard("the search learns from its benchmarks alone")
+        told = ask(lambda: [prior.predict(candidates, target) for prior in self._priors()])
+        tuner = search.Tuner(candidates, told or [], seed=self.seed)
         cost = CostFunc(searchspace, tuning_options, runner, scaling=False, snap=False)
         try:
             while batch := tuner.ask():
