@@ -392,7 +392,8 @@ def test_the_sentinel_runs_with_one_thread_and_two(cpu):
 # ---- death of the processes above ----
 
 SUPERVISOR = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it, and hands that on
 from costmodel import workloads
 from costmodel.records import Kernel, Timing, Variant
 import dataclasses
