@@ -393,7 +393,8 @@ def test_the_sentinel_runs_with_one_thread_and_two(cpu):
 
 SUPERVISOR = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it, and hands that on
+# a suite in the background ignores SIGINT, and hands that on
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from costmodel import workloads
 from costmodel.records import Kernel, Timing, Variant
 import dataclasses

@@ -387,13 +387,13 @@ def test_what_a_message_quotes_cannot_steer_the_terminal():
 def test_a_record_that_names_its_kernel_like_a_file_runs_nothing(elsewhere, monkeypatch):
     from dataclasses import replace
 
-    from costmodel.cli.replaying import _defaults
+    from costmodel.cli.shared import workloads_of
 
     monkeypatch.setenv(workloads.TRUST, "1")
     (row, *_) = fuzz.measurements()
     for name in (str(elsewhere), str(elsewhere.with_suffix("")), "../evil"):
         kernel = replace(row.variant.kernel, name=name)
-        assert _defaults([replace(row, variant=replace(row.variant, kernel=kernel))]) == {}
+        assert workloads_of([replace(row, variant=replace(row.variant, kernel=kernel))]) == {}
     assert not elsewhere.with_name("hit").exists()
 
 
