@@ -93,7 +93,8 @@ def test_the_card_states_what_was_measured(tmp_path: Path) -> None:
         row(kernel("scan"), collected_at="2026-01-02"),
         row(kernel("scan"), 128, collected_at="2026-01-01"),
         row(kernel("scan"), status="crash"),
-        row(kernel("dot"), status="timeout"),
+        row(kernel("dot:0"), status="timeout"),
+        row(kernel("dot:1"), status="timeout"),  # generated kernels are counted together
     ]
     card = Card("My kernels", hardware="A quiet box.", protocol="Three passes.", split_policy="By kernel.")
     write_parquet(rows, tmp_path, card)
@@ -104,10 +105,10 @@ def test_the_card_states_what_was_measured(tmp_path: Path) -> None:
         "- box (cpu, x): 2 units at 2300 MHz, 0.2 TFLOP/s f32, 0.4 TFLOP/s f32/simd, 50 GB/s, L2 1024 KiB",
         "- cxx `g++ 12`, flags `-O2`",
         "Three passes.",
-        "4 rows, 2 of them `ok`, with 4 samples, collected from 2026-01-01 to 2026-01-02.",
+        "5 rows, 2 of them `ok`, with 4 samples, collected from 2026-01-01 to 2026-01-02.",
         "| kernel | problems | ok | timeout | crash | median us |\n|---|---|---|---|---|---|\n"
-        "| dot | 1 | 0 | 1 | 0 | - |\n| scan | 2 | 2 | 0 | 1 | 9.812 |",
-        "- crash: 1\n- timeout: 1",
+        "| dot | 2 | 0 | 2 | 0 | - |\n| scan | 2 | 2 | 0 | 1 | 9.812 |",
+        "- crash: 1\n- timeout: 2",
         "By kernel.",
     ):
         assert part in text

@@ -39,14 +39,14 @@ class Tally:
         self.timings: set[str] = set()
         self.dates: tuple[str, str] | None = None
         self.statuses: Counter[str] = Counter()
-        self.counts: Counter[tuple[str, str]] = Counter()  # by kernel's name and status
+        self.counts: Counter[tuple[str, str]] = Counter()  # by kernel's name and status; generated ones (NAME:7) as one
         self.problems: dict[str, set[str]] = defaultdict(set)
         self.latencies: dict[str, list[float]] = defaultdict(list)
         self._chance = random.Random(0)
         self._toolchain: tuple[tuple[str, str], ...] | None = None
 
     def count(self, row: Measurement) -> None:
-        name = row.variant.kernel.name
+        name = row.variant.kernel.name.partition(":")[0]
         self.rows += 1
         self.samples += len(row.samples_us)
         self.devices.setdefault(device_identity(row.device), row.device)
