@@ -108,6 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a store, or a folder of parquet")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--engines", nargs="*", help="only what ran under these")
     parser.add_argument("--splits", nargs="*", choices=["random", "family", "hf"], default=["random", "family", "hf"])
     parser.add_argument("--steps", type=int, default=GraphConfig().steps, help="of the text model")
     parser.add_argument("--members", type=int, default=1)
@@ -116,7 +117,7 @@ def main():
     parser.add_argument("--save", help="train the text model on everything and write it to this folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = read(arguments.data)
+    rows = [row for row in read(arguments.data) if not arguments.engines or row.engine in arguments.engines]
     spread = float(np.median([row.spread for row in rows]))
     print(f"{len(rows)} programs and engines, {len({row.program.skeleton for row in rows})} skeletons, "
           f"median spread of sittings {spread:.1%}")  # fmt: skip

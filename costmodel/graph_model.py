@@ -40,7 +40,7 @@ LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # of the calibrated in
 CALIBRATED_FROM = 150  # rows; a seventh of them is kept for the intervals
 MOST_TOKENS = 256  # of a line
 WARMUP = 0.05  # of the steps
-_MOST = {"hidden": 1024, "layers": 16, "heads": 64, "window": 4096, "vocab_size": 1 << 16, "members": 64}
+_MOST = {"hidden": 1024, "layers": 16, "vocab_size": 1 << 16, "members": 64}
 Array = NDArray[np.float64]
 
 
@@ -50,8 +50,6 @@ class GraphConfig:
 
     hidden: int = 64
     layers: int = 2
-    heads: int = 4
-    window: int = 128  # lines that see each other
     vocab_size: int = 768
     members: int = 1
     steps: int = 1500
@@ -68,8 +66,6 @@ class GraphConfig:
         for name, most in _MOST.items():
             if getattr(self, name) > most:
                 raise UserError(f"got {name}={getattr(self, name)}, expected at most {most}")
-        if self.hidden % self.heads:
-            raise UserError(f"got hidden={self.hidden} for {self.heads} heads, expected a multiple")
 
 
 @dataclass(slots=True)
@@ -106,10 +102,7 @@ class GraphModel:
         c = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LineReader(
-                self.tokenizer.vocab_size, hidden=c.hidden, layers=c.layers, heads=c.heads, window=c.window,
-                dropout=c.dropout,
-            )  # fmt: skip
+            return LineReader(self.tokenizer.vocab_size, hidden=c.hidden, layers=c.layers, dropout=c.dropout)
 
     def _train(self, member: LineReader, encoded: _Encoded, z: torch.Tensor, *, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -118,7 +111,7 @@ class GraphModel:
             torch.manual_seed(seed)
             for step, chosen in enumerate(_drawn(rng, len(z), self.config.batch, self.config.steps)):
                 share = _lr_share(step, self.config.steps)
-                batch = encoded.batch(chosen, window=self.config.window)
+                batch = encoded.batch(chosen)
                 predicted, wanted = log2_slowdowns(batch, member(batch)), z[torch.as_tensor(chosen)]
                 loss = F.smooth_l1_loss(predicted, wanted) + RANK_WEIGHT * rank_loss(predicted, wanted)
                 loss.backward()
@@ -151,7 +144,7 @@ class GraphModel:
         answers: list[Array] = []
         for start in range(0, len(asked), self.config.batch):
             some = asked[start : start + self.config.batch]
-            batch = _Encoded(self.tokenizer, some).batch(range(len(some)), window=self.config.window)
+            batch = _Encoded(self.tokenizer, some).batch(range(len(some)))
             with torch.no_grad():
                 each = torch.stack([member(batch) for member in self.members]).double().mean(dim=0)
             ends = np.cumsum([len(program.lines) for program, _ in some])[:-1]
@@ -255,8 +248,8 @@ class _Encoded:
             for program, engine in asked
         ]
 
-    def batch(self, chosen: Sequence[int] | NDArray[np.int64], *, window: int) -> Batch:
-        return batch_of([self.programs[n] for n in chosen], self.texts, window=window)
+    def batch(self, chosen: Sequence[int] | NDArray[np.int64]) -> Batch:
+        return batch_of([self.programs[n] for n in chosen], self.texts)
 
 
 def _drawn(rng: np.random.Generator, count: int, batch: int, steps: int) -> Iterator[NDArray[np.int64]]:
@@ -277,8 +270,8 @@ def _lr_share(step: int, steps: int) -> float:
 
 
 def _optimizers(network: LineReader, config: GraphConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between lines, AdamW for the rest."""
-    matrices = [p for p in network.context.parameters() if p.ndim == 2]
+    """Muon for the matrices of the blocks, AdamW for the rest."""
+    matrices = [p for p in network.blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in network.parameters() if id(p) not in inside]
     found: list[torch.optim.Optimizer] = [

@@ -1,10 +1,10 @@
 """The network that reads a program line by line and says of each line by how much it exceeds its floor.
 
-A line's tokens go through two convolutions and are pooled (sum and maximum: a size is the sum of its magnitudes); lines
-then see each other in windows of a transformer, each window with one slot more that stands for the whole program (the
-mean of its lines) and for who runs it. So work and memory grow with the length of a program, not with its square, and a
-line that occurs often is read once. At every line a numeric token on a grid is
-read (`GridHead`); its expectation m is the line's multiplier, and
+A line's tokens go through two convolutions and are pooled (sum and maximum: a size is the sum of its magnitudes); what
+the program's first line says of who runs it is added, and a few residual blocks follow. Lines do not see each other:
+attention between them fitted known families better and unknown ones worse (docs/lab-notes.md). So work and memory grow
+with the length of a program, and a line that occurs often is read once. At every line a numeric token on a grid is read
+(`GridHead`); its expectation m is the line's multiplier, and
 
     latency = sum over lines of floor * 2^m.
 """
@@ -31,36 +31,24 @@ POSITIONS = 256
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Programs for the network. `tokens` (t,) are the distinct lines one after another, GAP between them; `positions`
-    (t,) count within a line, `of_line` (t,) says whose a token is, of `lines`. Those of programs are numbers of them:
-    `windows` (w, W), -1 after the last. `of_program` (w,) says whose a window is, `engine` (g,) is the number of the
-    line that names who runs program g. Lines count window by window: `log2_floors` (l,)."""
+    (t,) count within a line, `of_line` (t,) says whose a token is, of `distinct`. Programs have l lines in all: `line`
+    (l,) says which of the distinct ones each is, `program` (l,) whose, `log2_floors` (l,) its floor; `head` (g,) which
+    one begins program g."""
 
     tokens: Tensor
     positions: Tensor
     of_line: Tensor
-    lines: int
-    windows: Tensor
-    of_program: Tensor
-    engine: Tensor
+    distinct: int
+    line: Tensor
+    program: Tensor
     log2_floors: Tensor
-
-    @property
-    def program_of_line(self) -> Tensor:
-        """(l,) whose it is."""
-        return self.of_program[:, None].expand_as(self.windows)[self.windows >= 0]
+    head: Tensor
 
 
-def batch_of(programs: Sequence[tuple[Sequence[int], int, Sequence[float]]], texts: Sequence[Sequence[int]], *,
-             window: int) -> Batch:  # fmt: skip
-    """programs: (numbers of its lines in `texts`, number of the line of its engine, log2 of its lines' floors)."""
-    used = sorted({n for lines, engine, _ in programs for n in (*lines, engine)})
+def batch_of(programs: Sequence[tuple[Sequence[int], int, Sequence[float]]], texts: Sequence[Sequence[int]]) -> Batch:
+    """programs: (numbers of its lines in `texts`, number of its first line there, log2 of its lines' floors)."""
+    used = sorted({n for lines, head, _ in programs for n in (*lines, head)})
     place = {n: at for at, n in enumerate(used)}
-    windows, of_program = [], []
-    for g, (lines, _, _) in enumerate(programs):
-        for start in range(0, len(lines), window):
-            windows.append([place[n] for n in lines[start : start + window]])
-            of_program.append(g)
-    longest = max(map(len, windows))
     tokens: list[int] = []
     positions: list[int] = []
     of_line: list[int] = []
@@ -74,46 +62,44 @@ def batch_of(programs: Sequence[tuple[Sequence[int], int, Sequence[float]]], tex
         torch.tensor(positions).clamp_max(POSITIONS - 1),
         torch.tensor(of_line),
         len(used),
-        torch.tensor([[*one, *[-1] * (longest - len(one))] for one in windows]),
-        torch.tensor(of_program),
-        torch.tensor([place[engine] for _, engine, _ in programs]),
+        torch.tensor([place[n] for lines, _, _ in programs for n in lines]),
+        torch.tensor([g for g, (lines, _, _) in enumerate(programs) for _ in lines]),
         torch.tensor([floor for _, _, floors in programs for floor in floors], dtype=torch.float32),
+        torch.tensor([place[head] for _, head, _ in programs]),
     )
 
 
-class LineReader(nn.Module):
-    """The network: see the module. `window` lines see each other."""
+class Block(nn.Module):
+    """x (l, d) -> (l, d): a residual step."""
 
-    def __init__(self, vocab_size: int, *, hidden: int, layers: int, heads: int, window: int, dropout: float) -> None:
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(hidden), nn.Dropout(dropout)
+        self.wide, self.back = nn.Linear(hidden, 4 * hidden, bias=False), nn.Linear(4 * hidden, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.back(self.drop(F.gelu(self.wide(self.norm(x))))))
+
+
+class LineReader(nn.Module):
+    """The network: see the module."""
+
+    def __init__(self, vocab_size: int, *, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocab_size, hidden)
         self.place = nn.Embedding(POSITIONS, hidden)
         self.convolutions = nn.ModuleList(nn.Conv1d(hidden, hidden, 2 * REACH + 1, padding=REACH) for _ in range(2))
-        self.pooled = nn.Linear(2 * hidden, hidden)
-        self.position = nn.Embedding(window + 1, hidden)
-        self.summary, self.engine = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.pooled, self.begun = nn.Linear(2 * hidden, hidden), nn.Linear(hidden, hidden)
         self.drop = nn.Dropout(dropout)
-        layer = nn.TransformerEncoderLayer(
-            hidden, heads, 4 * hidden, dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.context = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.blocks = nn.Sequential(*(Block(hidden, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(hidden)
         self.head = GridHead(hidden, LogGrid(low=LOWEST, high=HIGHEST, bins=BINS), loss="raft")
 
     def forward(self, batch: Batch) -> Tensor:
         """(l,) the multipliers in log2."""
-        lines = self.read(batch)
-        inside = batch.windows >= 0
-        whose = batch.program_of_line
-        told = lines[batch.windows[inside]]
-        total = torch.zeros(len(batch.engine), lines.shape[1], dtype=told.dtype).index_add(0, whose, told)
-        mean = total / torch.bincount(whose, minlength=len(batch.engine))[:, None]
-        engine = self.engine(lines[batch.engine])
-        slot = (engine + self.summary(mean))[batch.of_program][:, None]
-        x = (lines[batch.windows.clamp_min(0)] + engine[batch.of_program][:, None]) * inside[..., None]
-        x = self.drop(torch.cat([slot, x], dim=1)) + self.position.weight[: x.shape[1] + 1]
-        hidden = torch.cat([torch.zeros_like(inside[:, :1]), ~inside], dim=1)
-        states = self.norm(self.context(x, src_key_padding_mask=hidden)[:, 1:][inside])
+        told = self.read(batch)
+        x = told[batch.line] + self.begun(told[batch.head])[batch.program]
+        states = self.norm(self.blocks(self.drop(x)))
         chances = self.head.readout(states)[:, :-1].softmax(-1)  # the last token is "failed", which no line is
         return chances @ self.head.centres
 
@@ -123,15 +109,14 @@ class LineReader(nn.Module):
         x = (self.embed(batch.tokens) + self.place(batch.positions)) * there
         for convolution in self.convolutions:
             x = (x + F.relu(convolution(x.T[None])[0].T)) * there
-        total = torch.zeros(batch.lines, x.shape[1]).index_add(0, batch.of_line, x)
+        total = torch.zeros(batch.distinct, x.shape[1]).index_add(0, batch.of_line, x)
         where = batch.of_line[:, None].expand_as(x)
-        most = torch.zeros(batch.lines, x.shape[1]).scatter_reduce(0, where, x, "amax", include_self=False)
+        most = torch.zeros(batch.distinct, x.shape[1]).scatter_reduce(0, where, x, "amax", include_self=False)
         return self.pooled(torch.cat([total / 8, most], dim=1))
 
 
 def log2_slowdowns(batch: Batch, multipliers: Tensor) -> Tensor:
     """(g,) log2(sum of the lines' costs / sum of their floors)."""
-    whose, count = batch.program_of_line, len(batch.engine)
-    zero = torch.zeros(count, dtype=multipliers.dtype)
-    cost = zero.index_add(0, whose, (batch.log2_floors + multipliers).exp2())
-    return cost.log2() - zero.index_add(0, whose, batch.log2_floors.exp2()).log2()
+    zero = torch.zeros(len(batch.head), dtype=multipliers.dtype)
+    cost = zero.index_add(0, batch.program, (batch.log2_floors + multipliers).exp2())
+    return cost.log2() - zero.index_add(0, batch.program, batch.log2_floors.exp2()).log2()

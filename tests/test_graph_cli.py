@@ -29,7 +29,7 @@ def failing():
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph-model")
-    model = GraphModel(GraphConfig(hidden=16, layers=1, heads=2, window=16, vocab_size=512, steps=3, batch=4))
+    model = GraphModel(GraphConfig(hidden=16, layers=1, vocab_size=512, steps=3, batch=4))
     model.fit(rows(8))
     model.save(folder)
     return folder
