@@ -1,6 +1,7 @@
 """How often the gate cries wolf, and how often it sees one: suites with and without a slow-down, on this machine.
 
     python benchmarks/gate.py --out runs/gate.jsonl        # hours; run again after a kill, it goes on where it was
+    python benchmarks/gate.py --minutes 25                 # as many suites of every kind as that allows
     python benchmarks/gate.py --quick                      # minutes, too few suites for a figure
 
 Every suite is a scratch repository of two commits whose tests time Python loops of 1 to 4 ms with pytest-benchmark's
@@ -26,6 +27,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 PLUGINS = ("-p", "benchmark", "-p", "costmodel.pytest_plugin", "-p", "no:cacheprovider")
+BRANCH = "main"
 WORK = """
 def spin(count):
     total = 0
@@ -63,7 +65,7 @@ def repository(folder: Path, arm: Arm) -> None:
         (folder / "test_work.py").write_text("\n\n".join(["import work\n", *tests]))
         (folder / "remark.txt").write_text(f"{time.time_ns()}\n")
         if not (folder / ".git").exists():
-            git(folder, "init", "--quiet")
+            git(folder, "init", "--quiet", f"--initial-branch={BRANCH}")
         git(folder, "add", "-A")
         git(folder, "commit", "--quiet", "-m", "step")
 
@@ -107,7 +109,7 @@ def run_peer(folder: Path, arm: Arm) -> dict:
 
     start = time.monotonic()
     saved = []
-    for revision in ("HEAD~1", "HEAD"):
+    for revision in (f"{BRANCH}~1", BRANCH):  # not HEAD, which the first checkout moves
         git(folder, "checkout", "--quiet", "--detach", revision)
         pytest(folder, "--benchmark-json=peer.json")
         saved.append({b["fullname"]: b["stats"] for b in json.loads((folder / "peer.json").read_text())["benchmarks"]})
@@ -162,11 +164,15 @@ def shown(flags: list[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gate.jsonl"), help="a line is added for every suite")
+    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no round of suites after this many")
     parser.add_argument("--quick", action="store_true", help="one or two suites of each kind")
     options = parser.parse_args()
     arms = QUICK if options.quick else ARMS
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * options.minutes
     for number in range(max(arm.suites for arm in arms)):  # the arms take turns, so that all meet the same hours
+        if time.monotonic() > end:
+            break
         for arm in arms:
             done = {(row["arm"], row["number"]) for row in finished(options.out)}
             if number >= arm.suites or (arm.name, number) in done:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from costmodel.notebook import format_us as format_us
 from costmodel.records import Device, Measurement, Prediction, Variant
 
 if TYPE_CHECKING:
@@ -60,16 +61,6 @@ def benchmark_counter(total: int | None, *, quiet: bool) -> Iterator[Callable[[M
             bar.update(task, advance=1, description=f"benchmarking, best {format_us(best)}")
 
         yield advance
-
-
-def format_us(latency_us: float) -> str:
-    """Four digits in a unit that fits: 812.3 us, 4.127 ms, 1.5 s."""
-    if not math.isfinite(latency_us):
-        return "-"
-    for factor, unit in ((1e6, "s"), (1e3, "ms")):
-        if latency_us >= factor:
-            return f"{latency_us / factor:.4g} {unit}"
-    return f"{latency_us:.4g} us"
 
 
 def prediction_row(variant: Variant, prediction: Prediction, readout: str = "median") -> dict[str, Any]:

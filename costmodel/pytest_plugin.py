@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ SETTINGS = (
     ("model", "FOLDER", "", "predict: a model folder; the shipped model if left out"),
     ("probability", "SHARE", "80%", "predict: how probable a slow-down beyond the threshold must be to fail"),
     ("markdown", "FILE", "", "append the table to it as Markdown; $GITHUB_STEP_SUMMARY if left out"),
+    ("html", "FILE", "", "write a page with every finding and its pairs, which opens offline"),
     ("json", "FOLDER", "", "measure: write base.json and head.json, which `pytest-benchmark compare` reads"),
 )
 MARKER = "costmodel_gate(threshold): the slow-down that a regression of this test exceeds, such as '3%'"
@@ -87,31 +90,51 @@ class OneSide:
     """Runs the tests that it is asked for and no others, and writes down what it found."""
 
     def __init__(self, place: Path) -> None:
+        from costmodel.measure import turns
         from costmodel.measure.pairs import REQUEST
 
         self.place = place
         self.request = json.loads((place / REQUEST).read_text())
+        self.tests = {test: number for number, test in enumerate(self.request["tests"])}
+        self.turns: turns.Turns | None = None
+        if seat := self.request["seat"]:
+            connection = socket.socket(fileno=seat["connection"])
+            connection.set_inheritable(False)
+            os.register_at_fork(after_in_child=connection.close)  # else a child would outlive this side unnoticed
+            self.turns = turns.join(connection, first=seat["first"])
         self.us: dict[str, float] = {}
         self.failed: dict[str, str] = {}
 
     def time(self, test: str, call: Callable[[], Any]) -> None:
-        from costmodel.measure.side import time_call
+        from costmodel.measure import side
 
-        self.us[test] = min(time_call(call))
+        self.us[test] = side.low_us(side.time_call(call))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        wanted = set(self.request["tests"])
-        others = [item for item in items if item.nodeid not in wanted]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item.nodeid in wanted]
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self.tests])
+        wanted = [item for item in items if item.nodeid in self.tests]
+        items[:] = sorted(wanted, key=lambda item: self.tests[item.nodeid])  # one order on both sides
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        number = self.tests.get(item.nodeid)
+        if self.turns is None or number is None:
+            return (yield)
+        self.turns.enter(number)
+        try:
+            return (yield)
+        finally:
+            self.turns.leave()
+            if self.turns.gave_up:
+                self.failed[item.nodeid] = "the other side kept it waiting too long"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         from costmodel.measure.pairs import reason
 
         if report.failed:
             told = reason(report.longreprtext)
-            self.failed |= {test: told for test in self.request["tests"] if test.startswith(report.nodeid)}
+            self.failed |= {test: told for test in self.tests if test.startswith(report.nodeid)}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from costmodel.measure.pairs import reason
@@ -122,7 +145,9 @@ class OneSide:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        self.us |= {bench["fullname"]: bench["stats"]["min"] * 1e6 for bench in output_json["benchmarks"]}
+        from costmodel.measure.side import low_us
+
+        self.us |= {bench["fullname"]: 1e6 * low_us(bench["stats"]["data"]) for bench in output_json["benchmarks"]}
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:  # after pytest-benchmark's, which calls the hook above

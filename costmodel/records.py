@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from costmodel.notebook import bars, format_us, shown
+
 Scalar = int | float | str | bool
 Params = tuple[tuple[str, Scalar], ...]
 Language = Literal["cpp", "triton", "cuda", "hip", "opencl", "hlo", "operator"]
@@ -37,6 +39,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 READOUTS = ("median", "mean", "mean-raw", "relative", "mode")
 COPULA_STEPS = 256  # least number of ranks at which two dependent latencies are compared
 _NORMAL = statistics.NormalDist()
+_BARS = 24  # of a prediction's histogram
 
 
 class UserError(Exception):
@@ -233,6 +236,31 @@ class Prediction:
     scale_known: bool = True
     trust: bool = True
     reason: str = ""
+
+    def __repr__(self) -> str:
+        return f"Prediction({', '.join(f'{name} {told}' for name, told in self._told().items())})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figures, and the distribution between its 1 and 99 % quantiles."""
+        low, high = (self.quantile_us(q) for q in (0.01, 0.99))
+        edges = [low * (high / low) ** (i / _BARS) for i in range(_BARS + 1)] if high > low > 0 else []
+        below = [self.probability_below(us) for us in edges]
+        picture = bars(
+            [right - left for left, right in itertools.pairwise(below)],
+            f"probability from {format_us(low)} to {format_us(high)}, a logarithmic axis",
+        )
+        return shown("Prediction", self._told(), picture=picture)
+
+    def _told(self) -> dict[str, str]:
+        found = {
+            "median": format_us(self.median_us),
+            "90 % between": f"{format_us(self.quantile_us(0.05))} and {format_us(self.quantile_us(0.95))}",
+        }
+        found |= {"may fail": f"{self.p_fail:.0%}"} if self.p_fail >= 0.005 else {}
+        found |= {} if self.scale_known else {"scale": "unknown: only the order means something"}
+        if self.reason or not self.trust:
+            found["trust" if self.trust else "do not trust"] = self.reason
+        return found
 
     @property
     def mean_us(self) -> float:

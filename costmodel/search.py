@@ -16,6 +16,7 @@ import numpy as np
 
 from costmodel.features import config_features
 from costmodel.measure.blocks import Confirmation, confirm
+from costmodel.notebook import bars, format_us, shown
 from costmodel.picking import Picker
 from costmodel.records import CostModel, Device, Measurement, Prediction, Runner, UserError, Variant
 
@@ -62,6 +63,26 @@ class TuneResult:
     space_size: int
     p_better_remains: float
     stopped_by: str
+
+    def __repr__(self) -> str:
+        return f"TuneResult({', '.join(f'{name} {told}' for name, told in self._told().items())})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figures, and the best so far over the benchmarks, as a share of the best."""
+        curve = [self.best_so_far_us()[-1] / us for us in self.best_so_far_us()]
+        picture = bars(curve, f"share of the best reached after each of {len(curve)} benchmarks")
+        return shown("Tuned", self._told(), picture=picture)
+
+    def _told(self) -> dict[str, str]:
+        gain = f", {self.speedup:.2f}x the best" if math.isfinite(self.speedup) else ""
+        found = {
+            "best": f"{self.best.kernel.name} {self.best.problem}: {self.best.config}",
+            "latency": format_us(self.best_us),
+            "default": format_us(self.default_us) + gain if math.isfinite(self.default_us) else "failed",
+            "measured": f"{len(self.measurements)} of {self.space_size} configs",
+        }
+        found |= {"ties": f"{len(self.ties)} within 5 %"} if self.ties else {}
+        return found | {"missed": f"a config more than 5 % faster, {self.p_better_remains:.0%} likely"}
 
     @property
     def speedup(self) -> float:

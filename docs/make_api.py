@@ -25,6 +25,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "embeddings": ("embed", "EmbeddedModel"),
     "replay": ("spaces", "replay", "summary_rows"),
     "explain": ("explain", "Explanation"),
+    "report": ("measured_html", "tuned_html", "gate_html", "replay_html", "write_html"),
     "table": ("TunedTable", "lookup"),
     "recipe": (),
     "examples": ("fit", "shards_of"),

@@ -14,7 +14,7 @@ from costmodel.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("doctor", "devices", "new", "inspect", "collect", "import", "train", "ablate", "update", "calibrate",
             "evaluate", "predict",
-            "rank", "explain", "tune", "replay")  # fmt: skip
+            "rank", "explain", "tune", "replay", "report")  # fmt: skip
 STORE = ("ls", "merge", "export", "check", "repair", "backup")
 GRAPH = ("show",)
 TABLE = ("build", "show", "apply")

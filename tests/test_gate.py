@@ -1,5 +1,6 @@
 """The gate's verdicts: the tests behind them, when pairs are added, what must not be compared, and how it is told."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -13,7 +14,7 @@ from costmodel import devices, predictor
 from costmodel.gate import changes, telling
 from costmodel.gate.verdicts import Finding, Rule, judge, machine_difference, measure, share
 from costmodel.measure import revisions
-from costmodel.measure.pairs import Record
+from costmodel.measure.pairs import NOT_THERE, Record
 from costmodel.model import decode
 from costmodel.predictor import NeuralCostModel
 from costmodel.records import Prediction, UserError, Variant
@@ -40,12 +41,13 @@ def heavy(rng, count):
 def sequential(suite, rule, thresholds=None):
     """Findings as a run would end: `suite` is {test: max_pairs pairs}."""
 
-    def run(side, tests):
-        run.count[side] += 1
-        number = run.count[side] - 1
-        return Record({test: suite[test][number][side == "head"] for test in tests}, fingerprint=MACHINE)
+    numbers = itertools.count()
 
-    run.count = {"base": 0, "head": 0}
+    def run(order, tests, together):
+        number = next(numbers)
+        us = {side: {test: suite[test][number][side == "head"] for test in tests} for side in order}
+        return {side: Record(us[side], fingerprint=MACHINE) for side in order}
+
     return measure(run, list(suite), rule, thresholds=thresholds)
 
 
@@ -137,23 +139,81 @@ def test_pairs_run_in_both_orders_and_only_undecided_tests_again():
         "quiet": paired(0.0, 0.001 * rng.standard_normal((18, 2))),
         "noisy": paired(0.05, 0.4 * heavy(rng, 18) * 50),
     }
-    calls = []
+    calls, told = [], []
 
-    def run(side, tests):
-        calls.append((side, tuple(tests)))
-        number = sum(s == side for s, _ in calls) - 1
-        return Record({test: suite[test][number][side == "head"] for test in tests}, fingerprint=MACHINE)
+    def run(order, tests, together):
+        calls.append((tuple(order), tuple(tests), together))
+        us = {side: {test: suite[test][len(calls) - 1][side == "head"] for test in tests} for side in order}
+        return {side: Record(us[side], fingerprint=MACHINE) for side in order}
 
-    told = []
     found = measure(run, list(suite), Rule(), progress=lambda pair, tests: told.append((pair, tests)))
     assert [f.verdict for f in found.values()] == ["ok", "inconclusive"]
-    assert len(calls) == 36
-    assert {frozenset(side for side, _ in calls[i : i + 2]) for i in range(0, 36, 2)} == {frozenset({"base", "head"})}
-    assert {side for side, _ in calls[::2]} == {"base", "head"}
-    assert {tests for _, tests in calls[:12]} == {("quiet", "noisy")}
-    assert {tests for _, tests in calls[12:]} == {("noisy",)}
+    orders = [order for order, _, _ in calls]
+    assert len(orders) == 18
+    assert [set(orders[i : i + 2]) for i in range(0, 18, 2)] == [{("base", "head"), ("head", "base")}] * 9
+    assert {tests for _, tests, _ in calls[:6]} == {("quiet", "noisy")}
+    assert {tests for _, tests, _ in calls[6:]} == {("noisy",)}
+    assert all(together for _, _, together in calls)
     assert told[0] == (1, 2)
     assert told[-1] == (18, 1)
+
+
+def test_the_order_of_the_sides_is_random_and_the_seeds():
+    def orders(seed):
+        taken = []
+
+        def run(order, tests, together):
+            taken.append(tuple(order))
+            return {side: Record({"t": 1.0 + len(taken) % 7}, fingerprint=MACHINE) for side in order}
+
+        measure(run, ["t"], Rule(), seed=seed)
+        return tuple(taken)
+
+    assert orders(1) == orders(1)
+    assert len({orders(seed) for seed in range(20)}) > 1
+
+
+def one_port(calls, *, for_good=False):
+    """A `run` whose test "port" fails on the second of two sides that live at once, or always on the base; "free" does
+    not care, and "new" is not on the base."""
+
+    def run(order, tests, together):
+        calls.append((tuple(tests), together))
+        records = {}
+        for side in order:
+            us = dict.fromkeys(tests, 2.0 if side == "head" else 1.0)
+            failed = {}
+            if "port" in us and ((together and side == order[1]) or (for_good and side == "base")):
+                failed["port"] = "failed: port in use"
+            if "new" in us and side == "base":
+                failed["new"] = NOT_THERE
+            records[side] = Record({t: v for t, v in us.items() if t not in failed}, failed, fingerprint=MACHINE)
+        return records
+
+    return run
+
+
+def test_what_fails_beside_the_other_side_runs_one_after_the_other_from_then_on():
+    calls = []
+    found = measure(one_port(calls), ["free", "port", "new"], Rule(pairs=7, max_pairs=7))
+    assert calls[:4] == [(("free", "port", "new"), True), (("port",), False), (("free",), True), (("port",), False)]
+    assert calls[4:] == calls[2:4] * 5
+    assert {name: f.verdict for name, f in found.items()} == {
+        "free": "regressed", "port": "regressed", "new": "not comparable"
+    }  # fmt: skip
+    assert len(found["port"].pairs) == 7
+    assert found["port"].reason.startswith("base and head ran one after the other, since side by side: ")
+    assert found["port"].reason.endswith("failed: port in use")
+    assert found["free"].reason == ""
+    assert found["new"].reason == f"base: {NOT_THERE}"
+
+
+def test_what_fails_alone_too_is_not_comparable_and_not_tried_a_third_time():
+    calls = []
+    finding = measure(one_port(calls, for_good=True), ["port"], Rule())["port"]
+    assert calls == [(("port",), True), (("port",), False)]
+    assert finding.verdict == "not comparable"
+    assert finding.reason == "base: failed: port in use"
 
 
 @pytest.mark.parametrize(
@@ -168,14 +228,14 @@ def test_pairs_run_in_both_orders_and_only_undecided_tests_again():
 def test_what_must_not_be_compared_is_not_and_says_why(base, head, reason):
     runs = []
 
-    def run(side, tests):
-        runs.append(side)
-        return base if side == "base" else head
+    def run(order, tests, together):
+        runs.append(together)
+        return {"base": base, "head": head}
 
     finding = measure(run, ["t"], Rule())["t"]
     assert finding.verdict == "not comparable"
     assert reason in finding.reason
-    assert len(runs) == 2  # it is not tried again
+    assert runs == ([True] if NOT_THERE in reason else [True, False])
 
 
 def test_fingerprints_that_are_equal_or_lack_something():

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "costmodel"
 
 # A module imports only modules of an earlier row, or of its own.
 LAYERS = [
-    ("records",),
+    ("records", "notebook"),
     ("workloads", "devices", "stats", "conformal", "uncertainty", "graph", "footer", "reading", "tensors"),
     (
         "ops",
@@ -75,6 +75,8 @@ LAYERS = [
 ]
 TORCH_FREE = (
     "records",
+    "notebook",
+    "report",
     "workloads",
     "devices",
     "floor",

@@ -3,11 +3,13 @@
 What is timed sleeps instead of computing, and thresholds are far from the effects, so that no load makes a test fail.
 """
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,96 @@ def test_what_the_base_lacks_or_fails_is_not_comparable(pytester):
     )
 
 
+@pytest.mark.parametrize("fixture", ["latency", "benchmark"])
+def test_base_and_head_take_turns(pytester, monkeypatch, fixture):
+    """Of the calls of two processes that live at once, none overlaps one of the other side."""
+    pytest.importorskip("pytest_benchmark")
+    test = """
+    import os, time
+
+    def work():
+        begin = time.monotonic_ns()
+        time.sleep(0.002)
+        with open(os.environ["CALLS"], "a") as file:
+            file.write(f"{begin} {time.monotonic_ns()} {os.getpid()}\\n")
+
+    def test_it(FIXTURE):
+        FIXTURE(work)
+    """
+    commit(pytester.path, test_it_DOT_py=textwrap.dedent(test).replace("FIXTURE", fixture))
+    calls = pytester.path / "calls"
+    monkeypatch.setenv("CALLS", str(calls))
+    gate(pytester, "-p", "benchmark", "--benchmark-disable", "--costmodel-alpha=60%", base="HEAD", pairs=1)
+    *timed, _ = [tuple(map(int, line.split())) for line in sorted(calls.read_text().splitlines())]
+    assert len({process for *_, process in timed}) == 2
+    assert all(end <= begin for (_, end, _), (begin, *_) in itertools.pairwise(timed))
+    changes = sum(a != b for (*_, a), (*_, b) in itertools.pairwise(timed))
+    assert changes >= 4  # that of two runs one after the other is 1
+
+
+def test_what_only_one_process_can_have_is_timed_one_after_the_other(pytester, monkeypatch):
+    tests = """
+    import os, pathlib, pytest
+    from work import work
+
+    @pytest.fixture
+    def port():
+        path = pathlib.Path(os.environ["PORT"])
+        path.touch(exist_ok=False)
+        yield
+        path.unlink()
+
+    def test_port(port, latency):
+        latency(work)
+
+    def test_free(latency):
+        latency(work)
+    """
+    monkeypatch.setenv("PORT", str(pytester.path / "port"))
+    commit(pytester.path, work_DOT_py=WORK.format(0.002), test_it_DOT_py=textwrap.dedent(tests))
+    commit(pytester.path, work_DOT_py=WORK.format(0.005))
+    done = gate(pytester, "--costmodel-alpha=60%", pairs=2)
+    done.assert_outcomes(failed=2)
+    done.stdout.fnmatch_lines_random(
+        [
+            "regressed *test_it.py::test_port: base and head ran one after the other, since side by side: *FileExists*",
+            "regressed *test_it.py::test_free",
+        ]
+    )
+
+
+def test_a_side_that_dies_ends_neither_the_other_one_nor_the_gate(pytester):
+    test = "import os\n\ndef test_one(latency):\n    latency(int)\n\ndef test_two(latency):\n    latency(DOES)\n"
+    commit(pytester.path, test_it_DOT_py=test.replace("DOES", "lambda: os._exit(7)"))
+    commit(pytester.path, test_it_DOT_py=test.replace("DOES", "int"))
+    done = gate(pytester, "--costmodel-alpha=60%", pairs=2)
+    done.assert_outcomes(passed=2)
+    done.stdout.fnmatch_lines(["not comparable *test_two: base: pytest ended with exit code 7: *"])
+
+
+def test_a_timer_that_the_project_chose_is_kept(pytester):
+    pytest.importorskip("pytest_benchmark")
+    test = """
+    import time
+
+    def work():
+        time.sleep(0.02)
+        end = time.process_time() + 0.002
+        while time.process_time() < end:
+            pass
+
+    def test_it(benchmark):
+        benchmark(work)
+    """
+    ini = "[pytest]\naddopts = --benchmark-timer=time.process_time\n"
+    commit(pytester.path, pytest_DOT_ini=ini, test_it_DOT_py=textwrap.dedent(test))
+    few = ("--benchmark-disable", "--costmodel-alpha=60%", "--costmodel-json=.")
+    gate(pytester, "-p", "benchmark", *few, base="HEAD", pairs=1)
+    for side in ("base", "head"):
+        (bench,) = json.loads((pytester.path / f"{side}.json").read_text())["benchmarks"]
+        assert bench["stats"]["max"] < 0.02  # the sleep costs no time of the processor
+
+
 def test_a_base_that_imports_the_heads_files_is_no_base(pytester):
     """As with a package that is installed in a way which leads every process to this checkout."""
     root = str(pytester.path)
@@ -240,10 +332,12 @@ def test_changed_kernels_are_priced_and_no_test_is_run(pytester, kernels, monkey
 
 def test_no_changed_kernel_is_fine(pytester, kernels):
     (pytester.path / "notes.md").write_text("no kernel\n")
-    done = predicted(pytester, f"--costmodel-markdown={pytester.path / 'told.md'}")
+    told, page = pytester.path / "told.md", pytester.path / "told.html"
+    done = predicted(pytester, f"--costmodel-markdown={told}", f"--costmodel-html={page}")
     assert done.ret == pytest.ExitCode.OK
     done.stdout.fnmatch_lines(["nothing to compare: no kernel changed"])
-    assert "no kernel changed" in (pytester.path / "told.md").read_text()
+    assert "no kernel changed" in told.read_text()
+    assert "Nothing to compare" in page.read_text()
 
 
 # ---- without a gate, and mistakes ----

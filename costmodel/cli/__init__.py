@@ -21,6 +21,7 @@ from costmodel.cli import (
     looking,
     modelling,
     replaying,
+    reporting,
     searching,
     storing,
     tabling,
@@ -62,6 +63,7 @@ app.command()(modelling.rank)
 app.command()(explaining.explain)
 app.command()(searching.tune)
 app.command()(replaying.replay)
+app.command()(reporting.report)
 app.add_typer(graph_app, name="graph")
 graph_app.command("show")(graphing.graph_show)
 app.add_typer(table_app, name="table")

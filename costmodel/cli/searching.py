@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ def tune(
     model: ModelFolder = None,
     store: StorePath = None,
     seed: Seed = 0,
+    html: Annotated[Path | None, typer.Option(help="The search as one page.")] = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +64,10 @@ def tune(
             result = search.tune(
                 candidates, priors, runner, default=default, budget=limit, seed=seed, known=known, progress=advance
             )
+    if html is not None:
+        from costmodel import report
+
+        report.write_html(report.tuned_html(result, default=default), html)
     document = tuned_document(result)
     if as_json:
         print_json(document)

@@ -90,10 +90,16 @@ class Gate:
         return finding.sentence if finding.verdict == "regressed" else ""
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        target = setting(self.config, "markdown") or os.environ.get("GITHUB_STEP_SUMMARY")
-        if target and exitstatus in ENDED and not self.config.getoption("collectonly"):
+        if exitstatus not in ENDED or self.config.getoption("collectonly"):
+            return
+        findings = list(self.findings.values())
+        if target := setting(self.config, "markdown") or os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(target).open("a") as file:
-                file.write(telling.markdown(list(self.findings.values()), self.title, self.nothing))
+                file.write(telling.markdown(findings, self.title, self.nothing))
+        if target := setting(self.config, "html"):
+            from costmodel import report
+
+            report.write_html(report.gate_html(findings, title=self.title), Path(target))
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         if exitstatus not in ENDED:
@@ -138,9 +144,10 @@ class Measured(Gate):
             self.build(tree)
             trees = {"base": tree, "head": self.root}
 
-            def run(side: verdicts.Side, tests: Sequence[str]) -> pairs.Record:
-                records.append(pairs.run(project, trees[side], tests))
-                return records[-1]
+            def run(order: Sequence[verdicts.Side], tests: Sequence[str], together: bool) -> verdicts.Records:
+                found = pairs.run(project, [trees[side] for side in order], tests, together=together)
+                records.extend(found)
+                return dict(zip(order, found, strict=True))
 
             found = verdicts.measure(
                 run, list(thresholds), self.rule, thresholds=thresholds, seed=int(self.base[:8], 16), progress=progress
@@ -172,6 +179,7 @@ class Measured(Gate):
             plugins=tuple(plugins),
             options=tuple(options),
             benchmark=benchmark,
+            timer=benchmark and not self.config.getoption("benchmark_timer").endswith("perf_counter"),
             changed=tuple(self.changed),
         )
 

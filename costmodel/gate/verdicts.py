@@ -1,9 +1,9 @@
 """The measured tier: has this change slowed a test down? Pure functions; who runs the tests is passed in.
 
-Base and head run as pairs of processes in random order, one number a process (the smallest sample: the only one that
-preemption leaves alone). The log ratios of a test's pairs go into an exact sign-flip test on signed ranks, with Holm's
-correction over the tests; alpha is shared out over the looks at the data, so that pairs may be added while a test is
-undecided.
+Base and head run as pairs of processes that take turns, in random order, one number a process: a low quantile of its
+samples, which neither luck nor preemption decides (`costmodel.measure.side`). The log ratios of a test's pairs go into
+an exact sign-flip test on signed ranks, with Holm's correction over the tests; alpha is shared out over the looks at
+the data, so that pairs may be added while a test is undecided.
 
 A test has regressed where the slow-down is significant and its estimate exceeds the threshold. So a false alarm needs
 noise that fools the test and that is as large as the threshold; a true slow-down just below the threshold may be told
@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from costmodel import stats
-from costmodel.measure.pairs import Record
+from costmodel.measure.pairs import NOT_THERE, Record
+from costmodel.notebook import shown
 from costmodel.records import UserError
 
 Verdict = Literal["regressed", "ok", "inconclusive", "not comparable"]
@@ -65,6 +66,15 @@ class Finding:
         size = f"{abs(self.slowdown):.1%} {'slower' if self.slowdown >= 0 else 'faster'}"
         why = f"; {self.reason}" if self.reason else ""
         return f"{self.verdict}: {told} {size} than base, threshold {100 * self.threshold:.3g}% ({self.evidence}){why}"
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        found = {"verdict": self.verdict, "found": self.sentence.removeprefix(f"{self.verdict}: ")}
+        if math.isfinite(self.slowdown):
+            found["bounds"] = f"{self.low:+.1%} to {self.high:+.1%}"
+        if self.pairs:
+            found["pairs"] = ", ".join(f"{head / base - 1:+.1%}" for base, head in self.pairs)
+        return shown(self.name, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,8 @@ def _measured(name: str, taken: tuple[Pair, ...], logs: stats.Array, p: float, r
 
 Side = Literal["base", "head"]
 SIDES: tuple[Side, Side] = get_args(Side)
-Run = Callable[[Side, Sequence[str]], Record]
+Records = Mapping[Side, Record]
+Run = Callable[[Sequence[Side], Sequence[str], bool], Records]
 
 
 def measure(
@@ -175,13 +186,15 @@ def measure(
 ) -> dict[str, Finding]:
     """Run pairs of processes until every test is decided or has had `max_pairs`.
 
-    Their order is random, and every second pair's the reverse of the last. `run` measures tests on a side in a new
-    process. Only undecided tests are run again. `progress` is told the number of the pair and how many tests are in it.
+    `run` measures tests on both sides, in the order given, in new processes; together, or one after the other. The
+    order is random, and every second pair's the reverse of the last. Only undecided tests are run again. `progress` is
+    told the number of the pair and how many tests are in it.
     """
     rule.check_power(len(tests))
     rng = random.Random(seed)
     pairs: dict[str, list[Pair]] = {test: [] for test in tests}
     reasons: dict[str, str] = {}
+    apart: dict[str, str] = {}
     waiting, order = list(tests), list(SIDES)
     for count in range(1, rule.max_pairs + 1):
         progress(count, len(waiting))
@@ -189,11 +202,11 @@ def measure(
             order = rng.sample(SIDES, 2)
         else:
             order.reverse()  # each side is first as often as the other
-        records = {side: run(side, waiting) for side in order}
-        reasons |= incomparable(records["base"], records["head"], waiting)
+        taken, failed = _pair(run, order, waiting, apart)
+        reasons |= failed
+        for test, pair in taken.items():
+            pairs[test].append(pair)
         waiting = [test for test in waiting if test not in reasons]
-        for test in waiting:
-            pairs[test].append((records["base"].us[test], records["head"].us[test]))
         if count in rule.looks:
             findings = judge(pairs, rule, thresholds)
             waiting = [test for test in waiting if findings[test].verdict == "inconclusive"]
@@ -202,7 +215,35 @@ def measure(
     findings = judge(pairs, rule, thresholds)
     for test, reason in reasons.items():
         findings[test] = Finding(test, "not comparable", findings[test].threshold, reason=reason)
+    for test, reason in apart.items():
+        why = f"base and head ran one after the other, since side by side: {reason}"
+        if test not in reasons:
+            findings[test] = replace(findings[test], reason="; ".join(filter(None, (findings[test].reason, why))))
     return findings
+
+
+def _pair(
+    run: Run, order: Sequence[Side], tests: Sequence[str], apart: dict[str, str]
+) -> tuple[dict[str, Pair], dict[str, str]]:
+    """{test: its pair} and {test: why it has none}.
+
+    What fails beside the other side may need what only one can have, a port or most of the memory. Unless a side lacks
+    it, it is taken again one after the other and its reason goes into `apart`, whose tests are never run otherwise.
+    """
+    taken: dict[str, Pair] = {}
+    reasons: dict[str, str] = {}
+    for together in (True, False):
+        chosen = [test for test in tests if (test not in apart) == together and test not in reasons]
+        if not chosen:
+            continue
+        records = run(order, chosen, together)
+        failed = incomparable(records["base"], records["head"], chosen)
+        taken |= {test: (records["base"].us[test], records["head"].us[test]) for test in chosen if test not in failed}
+        lacking = {test for record in records.values() for test, why in record.failed.items() if why == NOT_THERE}
+        again = {test: reason for test, reason in failed.items() if together and test not in lacking}
+        apart |= again
+        reasons |= {test: reason for test, reason in failed.items() if test not in again}
+    return taken, reasons
 
 
 def incomparable(base: Record, head: Record, tests: Sequence[str]) -> dict[str, str]:

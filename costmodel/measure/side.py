@@ -9,17 +9,20 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from costmodel.measure import sampling
+from costmodel.measure.turns import clock_ns
 from costmodel.records import Timing
 
 # A process spends this long on a test: starting it takes ten times as long, so less would save nothing.
 BUDGET_US = 100_000.0
+SLOW_US = 1_000_000.0  # and up to this long on a call that takes its time, for `min_samples` of it
 SAMPLE_US = 400.0  # calls are repeated to fill it, so that a call of a microsecond is no matter of the clock's own cost
+# Of a process's samples this quantile counts: the smallest may be luck, and on a busy machine most are preempted.
+LOW = 0.05
 TIMING = Timing(warmup_us=5000.0, min_samples=7, relative_error=0.0)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 LIBRARIES = ("torch", "triton", "numpy", "jax")
@@ -29,10 +32,10 @@ def time_call(call: Callable[[], Any]) -> list[float]:
     """Microseconds a call, one number a sample. Work that a call leaves running on a GPU is waited for."""
     call()
     wait = _waiter()
-    begin = time.perf_counter_ns()
+    begin = clock_ns()
     call()
     wait()
-    once_us = max((time.perf_counter_ns() - begin) / 1e3, 0.01)
+    once_us = max((clock_ns() - begin) / 1e3, 0.01)
     repeats = max(1, math.ceil(SAMPLE_US / once_us)) if once_us < SAMPLE_US else 1
 
     def sample() -> None:
@@ -40,8 +43,17 @@ def time_call(call: Callable[[], Any]) -> list[float]:
             call()
         wait()
 
-    taken = sampling.take(sample, TIMING, clock_ns=time.perf_counter_ns, budget_us=BUDGET_US)
+    budget_us = max(BUDGET_US, min(TIMING.min_samples * once_us, SLOW_US))
+    taken = sampling.take(sample, TIMING, clock_ns=clock_ns, budget_us=budget_us)
     return [us / repeats for us in taken]
+
+
+def low_us(samples_us: Sequence[float]) -> float:
+    """The quantile `LOW` of at least one sample, by linear interpolation."""
+    ordered = sorted(samples_us)
+    below, part = divmod(LOW * (len(ordered) - 1), 1)
+    left, right = (ordered[min(int(below) + i, len(ordered) - 1)] for i in (0, 1))
+    return left + part * (right - left)
 
 
 def _cuda() -> Any | None:
