@@ -18,6 +18,7 @@ import dataclasses
 import datetime
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from costmodel.devices import detect
 from costmodel.graph import Instruction, Module, Shape, facts, parse, to_text
 from costmodel.measure import sealing
 from costmodel.measure.blocks import BLOCK_SIZE, Patience, Sentinel, plan, suspicious, take_block, with_counter
-from costmodel.measure.compiling import default_cache
 from costmodel.measure.isolation import Isolated
 from costmodel.measure.protocol import ENGINES, GraphTask, Outcome
 from costmodel.measure.requests import MAX_PASSES, already
@@ -187,10 +187,12 @@ class GraphRunner:
         if self.pin not in cores:
             raise UserError(f"got pin={pin}, expected one of the cores {', '.join(map(str, cores))}")
         self.graphs = {graph.kernel: graph for graph in graphs}
-        cache = default_cache().parent / "inductor"
-        cache.mkdir(parents=True, exist_ok=True)
-        self.worker = Isolated("costmodel.measure.graph_worker", {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(cache),
-                                                                  sealing.WRITABLE: str(cache)})  # fmt: skip
+        # This runner's own: a child that is killed while Inductor writes a library leaves half of one behind.
+        self.cache = tempfile.TemporaryDirectory(prefix="costmodel-inductor-")
+        self.worker = Isolated(
+            "costmodel.measure.graph_worker",
+            {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": self.cache.name, sealing.WRITABLE: self.cache.name},
+        )
 
     def __enter__(self) -> GraphRunner:
         return self
@@ -200,6 +202,7 @@ class GraphRunner:
 
     def close(self) -> None:
         self.worker.close()
+        self.cache.cleanup()
 
     def measure(self, variants: Sequence[Variant]) -> list[Measurement]:
         """One after the other. Same length and order; a bad variant is a status."""
