@@ -56,6 +56,10 @@ class Familiarity:
         sampled = [h for h in _hashes(kernel) if h < self.threshold]
         return sum(h in self.hashes for h in sampled) / len(sampled) if sampled else 0.0
 
+    def measured(self, kernel: Kernel, device: Device) -> bool:
+        """Whether the model was trained on this source and on this device; then its predictions there prove nothing."""
+        return kernel.identity in self.kernels and device.name in self.devices
+
     def judge(self, kernel: Kernel, problem: Problem, device: Device) -> tuple[bool, str]:
         """(trust, reason in words)."""
         share = self.seen_share(kernel)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from costmodel.notebook import format_us as format_us
+from costmodel.notebook import format_us
 from costmodel.records import Device, Measurement, Prediction, Variant
 
 if TYPE_CHECKING:

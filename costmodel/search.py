@@ -69,7 +69,8 @@ class TuneResult:
 
     def _repr_html_(self) -> str:
         """For a notebook: the figures, and the best so far over the benchmarks, as a share of the best."""
-        curve = [self.best_so_far_us()[-1] / us for us in self.best_so_far_us()]
+        reached = self.best_so_far_us()
+        curve = [reached[-1] / us for us in reached]
         picture = bars(curve, f"share of the best reached after each of {len(curve)} benchmarks")
         return shown("Tuned", self._told(), picture=picture)
 

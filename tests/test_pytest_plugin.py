@@ -115,7 +115,7 @@ def test_a_commit_that_doubles_a_time_is_caught(pytester, monkeypatch):
 
 def test_the_same_commit_twice_is_no_regression(pytester):
     commit(pytester.path, work_DOT_py=WORK.format(0.002), test_it_DOT_py=TESTS)
-    done = gate(pytester, base="HEAD")
+    done = gate(pytester, "--costmodel-alpha=60%", base="HEAD", pairs=2)
     assert done.ret == pytest.ExitCode.OK
     done.assert_outcomes(passed=3)
     assert "regressed" not in done.stdout.str()
@@ -197,9 +197,10 @@ def test_what_only_one_process_can_have_is_timed_one_after_the_other(pytester, m
         latency(work)
     """
     monkeypatch.setenv("PORT", str(pytester.path / "port"))
-    commit(pytester.path, work_DOT_py=WORK.format(0.002), test_it_DOT_py=textwrap.dedent(tests))
+    ini = "[pytest]\naddopts = -x\n"  # which must not end a side at the port
+    commit(pytester.path, pytest_DOT_ini=ini, work_DOT_py=WORK.format(0.002), test_it_DOT_py=textwrap.dedent(tests))
     commit(pytester.path, work_DOT_py=WORK.format(0.005))
-    done = gate(pytester, "--costmodel-alpha=60%", pairs=2)
+    done = gate(pytester, "--costmodel-alpha=60%", "--maxfail=0", pairs=2)
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines_random(
         [
@@ -341,6 +342,16 @@ def test_no_changed_kernel_is_fine(pytester, kernels):
 
 
 # ---- without a gate, and mistakes ----
+
+
+@pytest.mark.parametrize("option", ["html", "json"])
+def test_a_file_that_cannot_be_written_is_one_line_and_hides_no_finding(pytester, option):
+    commit(pytester.path, test_it_DOT_py="def test_it(latency):\n    latency(int)\n", file="")
+    done = gate(pytester, f"--costmodel-{option}=file/page", "--costmodel-alpha=60%", base="HEAD", pairs=1)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stdout.fnmatch_lines(["* 1 pairs *test_it.py::test_it*"])
+    assert len([line for line in done.errlines if line.strip()]) == 1
+    done.stderr.fnmatch_lines(["ERROR: *file/page*"])
 
 
 def test_without_a_gate_latency_calls_once_and_returns(pytester):

@@ -127,6 +127,13 @@ def test_without_a_model_or_with_few_configs_the_page_says_so():
         report.measured_html([m for m in RECORDS if m.status != "ok"], defaults={})
 
 
+def test_where_nothing_has_an_order_no_correlation_is_told():
+    text = report.measured_html(FINE, defaults={}, predictions=[Prediction((3.0,), (1.0,))] * len(FINE))
+    assert facts_of(text)["rank correlation (Spearman)"] == "-"
+    assert rows_of(text, ">Kernels<")[0]["Spearman"] == "-"
+    assert "nan" not in re.findall(r"\w+", text)
+
+
 def test_operators_have_nothing_to_tune():
     operator = Kernel("bmm", "operator", None)
     rows = [
@@ -185,10 +192,13 @@ def test_what_strangers_write_is_text():
     sound(text)
     assert text.count("&lt;script&gt;") > 10
     assert "<script" not in text
+    space = dataclasses.replace(SPACE, kernel=kernel, device=device)
+    runs = list(replay.replay([space], {"random": strategies.random_search}, budget=5, seeds=2))
+    sound(report.replay_html(replay.summary_rows(runs), runs, claims={}))
 
 
 def test_a_kernel_takes_little_of_a_page():
-    """So that the 36 kernels of cpu-cpp fit a megabyte; theirs have six problems, too."""
+    """So that `costmodel report --data datasets/cpu-cpp` fits a megabyte; its kernels have six problems, too."""
     rows = [
         dataclasses.replace(
             m, variant=Variant(kernel, dataclasses.replace(m.variant.problem, flops=n), m.variant.config)
@@ -259,7 +269,7 @@ def test_the_page_of_a_gate():
         for name, slow in {"test_same": 0.0, EVIL: 0.2}.items()
     }
     found = [*judge(pairs, Rule()).values(), Finding("gone", "not comparable", 0.05, reason="base: not measured")]
-    text = report.gate_html(found, notes=["base abc"])
+    text = report.gate_html(found, title="base abc")
     cells = [list(row.values()) for row in rows_of(text, ">Findings<")]
     assert cells == [[html.unescape(escaped(cell)) for cell in row] for row in telling.rows(found)]
     assert telling.summary(found) in text
@@ -274,13 +284,16 @@ def test_what_is_written_in_a_figure_is_on_the_page():
     """All of it, however matplotlib orders what it says of a text."""
     runs = replay.replay([SPACE], {"random": strategies.random_search}, budget=10, seeds=2)
     curves = inline_svg(report.curves_figure(runs), "told")
-    rows = [("left <aligned> $x", [0.1, 0.2], 0.15, 0.1, 0.2, 0.05, True)]
+    name = "left <aligned> $x=0.125 #000000"
+    rows = [(name, [0.1, 0.2], 0.15, 0.1, 0.2, 0.05, True)]
     strips = inline_svg(figures.pairs_figure(rows), "told")
     for svg, lines in (
         (curves, {"toy, test cpu", "n=64", "benchmarks", "share of the optimum reached", "random", "1", "10", "100%"}),
-        (strips, {"left <aligned> $x", "slow-down of head over base"}),
+        (strips, {name, "slow-down of head over base"}),
     ):
         assert lines <= {html.unescape(text) for text in re.findall(r"<text[^>]*>(.*?)</text>", svg)}
+    slopes = inline_svg(figures.landscape_figure([(figures.MEASURED, [1.0, 2.0, 3.0], None, None)]), "told")
+    assert ">1.25</text>" in slopes
     assert len(re.findall(r"stroke: #0072b2", curves)) == 2  # the line, and the one in the legend
 
 

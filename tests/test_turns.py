@@ -99,6 +99,19 @@ def test_the_clock_stands_still_while_the_other_side_computes(ends, monkeypatch)
     assert ends[1].recv(100) == b"0 at\n0 turn\n"
 
 
+def test_a_thread_of_the_test_reads_the_clock_and_hands_nothing_over(ends, monkeypatch):
+    monkeypatch.setattr(turns, "SLICE_NS", 0)
+    me = Turns(ends[0], first=True, patience_s=LONG_S)
+    ends[1].sendall(b"0 at\n")
+    me.enter(0)
+    thread = threading.Thread(target=me.clock_ns, daemon=True)
+    thread.start()
+    thread.join(LONG_S / 2)
+    assert not thread.is_alive()
+    assert me.mine
+    assert ends[1].recv(100) == b"0 at\n"
+
+
 @pytest.mark.parametrize("said", [b"7 at\n", b"3 at\n3 left\n", b"1 at\n1 turn\n4 at\n"])
 def test_a_partner_without_the_test_or_out_of_it_is_not_waited_for(ends, said, monkeypatch):
     monkeypatch.setattr(turns, "SLICE_NS", 0)

@@ -21,7 +21,8 @@ from costmodel.cli.shared import (
     model_from,
     read_everything,
 )
-from costmodel.present import format_us, prediction_row, print_json
+from costmodel.notebook import format_us
+from costmodel.present import prediction_row, print_json
 
 if TYPE_CHECKING:
     from costmodel.explain import Explanation, RunnerUp

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from costmodel.cli.shared import Json, Trust, open_store
-from costmodel.present import format_us, print_json, progress
+from costmodel.notebook import format_us
+from costmodel.present import print_json, progress
 from costmodel.records import UserError
 
 if TYPE_CHECKING:

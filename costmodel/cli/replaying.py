@@ -110,7 +110,7 @@ def _mark_what_the_model_saw(
     seen = {
         (space.name, space.device.name)
         for space in spaces
-        if familiarity and space.kernel.identity in familiarity.kernels and space.device.name in familiarity.devices
+        if familiarity and familiarity.measured(space.kernel, space.device)
     }
     for row in rows:
         if row["strategy"] in ("costmodel", "rank"):

@@ -36,6 +36,7 @@ def report(
     Example: costmodel report --data datasets/cpu-cpp --out report.html
     """
     from costmodel import report as reporting
+    from costmodel.report.page import counted
 
     rows = _measurements(data, store)
     fine = [m for m in rows if m.status == "ok"]
@@ -52,7 +53,7 @@ def report(
     if as_json:
         print_json({"html": str(out), "rows": len(rows), "predicted": len(told or ()), "bytes": len(page.encode())})
     else:
-        print(f"wrote {out}, {len(rows)} measurements, {len(page.encode()) / 1e3:.0f} kB")
+        print(f"wrote {out}, {counted(len(rows), 'measurement')}, {len(page.encode()) / 1e3:.0f} kB")
 
 
 def _measurements(data: Sequence[Path] | None, store: str | None) -> list[Measurement]:
@@ -85,16 +86,14 @@ def _predictions(model: NeuralCostModel, rows: Sequence[Measurement], *, quiet: 
 
 def _seen(model: NeuralCostModel, rows: Sequence[Measurement]) -> list[str]:
     """Whether the model was trained on these kernels and devices: then its figures prove nothing."""
-    known = model.familiarity
+    from costmodel.report.page import counted
+
     kernels = {m.variant.kernel.identity for m in rows}
-    seen = {
-        m.variant.kernel.identity
-        for m in rows
-        if known and m.variant.kernel.identity in known.kernels and m.device.name in known.devices
-    }
+    known = model.familiarity
+    seen = {m.variant.kernel.identity for m in rows if known and known.measured(m.variant.kernel, m.device)}
     if not seen:
         return ["The model has seen none of these kernels on these devices."]
     return [
-        f"The model was trained on {len(seen)} of these {len(kernels)} kernels on their device, so what the page says "
-        "of predictions there is no proof."
+        f"The model was trained on {len(seen)} of {counted(len(kernels), 'kernel')} here on their device, so what the "
+        "page says of predictions there is no proof."
     ]

@@ -21,7 +21,8 @@ from costmodel.cli.shared import (
     shipped_workload,
     workloads_of,
 )
-from costmodel.present import format_us, print_json
+from costmodel.notebook import format_us
+from costmodel.present import print_json
 from costmodel.records import Timing, UserError
 
 if TYPE_CHECKING:

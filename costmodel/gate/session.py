@@ -89,10 +89,18 @@ class Gate:
                 item.user_properties.append((f"costmodel_{name}", round(value, 6)))
         return finding.sentence if finding.verdict == "regressed" else ""
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if exitstatus not in ENDED or self.config.getoption("collectonly"):
-            return
-        findings = list(self.findings.values())
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
+        """Files come after what the terminal tells, so that one that cannot be written hides no finding."""
+        yield
+        if exitstatus in ENDED and not self.config.getoption("collectonly"):
+            try:
+                self.write(list(self.findings.values()))
+            except (OSError, UserError) as error:
+                raise pytest.UsageError(str(error)) from None
+
+    def write(self, findings: Sequence[Finding]) -> None:
+        """The files that were asked for."""
         if target := setting(self.config, "markdown") or os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(target).open("a") as file:
                 file.write(telling.markdown(findings, self.title, self.nothing))
@@ -207,15 +215,15 @@ class Measured(Gate):
         if message:
             pytest.fail(message, pytrace=False)
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        super().pytest_sessionfinish(session, exitstatus)
+    def write(self, findings: Sequence[Finding]) -> None:
+        super().write(findings)
         target = setting(self.config, "json")
-        if not target or not self.findings:
+        if not target or not findings:
             return
         folder = Path(target)
         folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat()
-        findings, commits = list(self.findings.values()), (self.base, revisions.head(self.root))
+        commits = (self.base, revisions.head(self.root))
         for side, commit in zip(verdicts.SIDES, commits, strict=True):
             document = telling.benchmark_json(findings, side, machine=self.fingerprint, commit=commit, now=now)
             (folder / f"{side}.json").write_text(json.dumps(document, indent=1))
@@ -259,8 +267,9 @@ class Predicted(Gate):
             model = NeuralCostModel.from_pretrained(setting(self.config, "model") or None)
             return changes.predict(changed, model, device, threshold=self.rule.threshold, probable=probable)
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        super().pytest_sessionfinish(session, exitstatus)
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
+        yield from super().pytest_sessionfinish(session, exitstatus)
         if not self.findings and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK  # no kernel changed, which is what one hopes for
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from costmodel.gate.verdicts import Finding, Side
+from costmodel.gate.verdicts import Finding, Side, Verdict
 
+ORDER: tuple[Verdict, ...] = ("regressed", "inconclusive", "not comparable", "ok")
 HEADINGS = ("verdict", "slow-down", "bounds", "evidence", "what")
 
 
 def rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """Cells under `HEADINGS`, regressions first."""
-    order = ("regressed", "inconclusive", "not comparable", "ok")
+    """Cells under `HEADINGS`, in the order of `ORDER`."""
     return [
         (
             finding.verdict,
@@ -24,7 +24,7 @@ def rows(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
             finding.evidence or "-",
             f"{finding.name}: {finding.reason}" if finding.reason else finding.name,
         )
-        for finding in sorted(findings, key=lambda f: order.index(f.verdict))
+        for finding in sorted(findings, key=lambda f: ORDER.index(f.verdict))
     ]
 
 

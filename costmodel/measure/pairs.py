@@ -65,7 +65,9 @@ def run(project: Project, trees: Sequence[Path], tests: Sequence[str], *, togeth
     otherwise one after the other."""
     if not together:
         return [record for tree in trees for record in _measure(project, [tree], tests, [None])]
-    return _measure(project, trees, tests, socket.socketpair())
+    first, second = ends = socket.socketpair()
+    with first, second:
+        return _measure(project, trees, tests, ends)
 
 
 def _measure(
@@ -123,7 +125,8 @@ def _command(project: Project, tree: Path, place: Path) -> list[str]:
     command = [sys.executable, "-P", "-m", "pytest", f"--rootdir={tree / project.rootdir}", f"--costmodel-side={place}"]
     for name in project.plugins:
         command += ["-p", name]
-    command += ["-p", "no:cacheprovider", *project.options]
+    # A project that stops at its first failure must not lose the tests after one that is taken again.
+    command += ["-p", "no:cacheprovider", "--maxfail=0", *project.options]
     if project.benchmark:
         command += ["--benchmark-enable", f"--benchmark-json={place / 'benchmarks.json'}"]
         command += [f"--benchmark-storage={place / 'storage'}", *BUDGET]

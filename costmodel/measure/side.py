@@ -17,7 +17,7 @@ from costmodel.measure import sampling
 from costmodel.measure.turns import clock_ns
 from costmodel.records import Timing
 
-# A process spends this long on a test: starting it takes ten times as long, so less would save nothing.
+# A process spends this long on a test: starting it takes far longer, so less would save nothing.
 BUDGET_US = 100_000.0
 SLOW_US = 1_000_000.0  # and up to this long on a call that takes its time, for `min_samples` of it
 SAMPLE_US = 400.0  # calls are repeated to fill it, so that a call of a microsecond is no matter of the clock's own cost

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
 import time
 
 BENCHMARK_TIMER = f"{__name__}.seconds"  # what pytest-benchmark takes as --benchmark-timer
@@ -36,6 +37,7 @@ class Turns:
         self.theirs = -math.inf  # the test that the partner was in last; infinite when it is gone
         self.left = True  # whether the partner has left the test that this side is in
         self.mine = False  # whether this side has the turn
+        self.thread = 0  # the one that the test runs in; to hand the turn over is its alone
         self.gave_up = False  # whether the partner made it wait too long, so that both may run at once from then on
 
     @property
@@ -46,6 +48,7 @@ class Turns:
         """Begin the test of this number, once the partner has come as far and, where it has the test, this side's turn
         has come."""
         self.number, self.left, self.mine = number, False, self.first
+        self.thread = threading.get_ident()
         self._say("at")
         while self.theirs < number:
             self._listen()
@@ -59,10 +62,14 @@ class Turns:
         self.left = True
 
     def clock_ns(self) -> int:
-        """Nanoseconds, like time.perf_counter_ns, of which none pass while the partner has the turn."""
+        """Nanoseconds, like time.perf_counter_ns, of which none pass while the partner has the turn.
+
+        Only the test's own thread hands the turn over: two that wait for it at once would take each other's messages.
+        """
         now = time.perf_counter_ns()
         read = now - self.waited_ns
-        if not self.alone and now - self.since_ns >= SLICE_NS:
+        own = threading.get_ident() == self.thread
+        if own and not self.alone and now - self.since_ns >= SLICE_NS:
             self.mine = False
             self._say("turn")
             self._await_turn()

@@ -54,9 +54,13 @@ def curves_figure(runs: Iterable[Run]) -> Figure:
 
 def _title(space: RecordedSpace) -> str:
     """Two lines that fit a panel."""
-    problem = str(space.problem)
-    shown = problem if len(problem) <= 44 else f"{problem[:43]}…"
-    return f"{space.kernel.name}, {space.device.name}\n{shown}"
+    return f"{short(f'{space.kernel.name}, {space.device.name}', 60)}\n{short(str(space.problem), 44)}"
+
+
+def short(text: str, most: int = 40) -> str:
+    """What a figure shows of a name: one line of what can be printed."""
+    one = "".join(c if c.isprintable() else "?" for c in text)
+    return one if len(one) <= most else f"{one[: most - 1]}…"
 
 
 def _panel(ax: Axes, title: str, panel: Mapping[str, np.ndarray], styles: Mapping[str, Look]) -> None:

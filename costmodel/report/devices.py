@@ -24,7 +24,7 @@ def device_section(spaces: Sequence[Told]) -> str:
     shared = sorted((m for m in together.values() if len(m) > 1), key=lambda m: -sum(t.configs for t in m))
     if not shared:
         return ""
-    more = f" {len(shared) - MOST_PROBLEMS} more are left out." * (len(shared) > MOST_PROBLEMS)
+    more = f" {len(shared) - MOST_PROBLEMS} more left out." * (len(shared) > MOST_PROBLEMS)
     return (
         heading("Devices")
         + paragraph(

@@ -16,7 +16,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from costmodel.notebook import format_us
-from costmodel.report.curves import plain, reliability
+from costmodel.report.curves import plain, reliability, short
 from costmodel.report.style import COLOURS, GUIDE, STYLE, Look
 
 BLUE, RED, GREEN, *_ = COLOURS
@@ -48,7 +48,7 @@ def dots(
     *,
     alpha: float = 0.8,
 ) -> None:
-    """As lines of no length with round ends: a tenth of what markers take in SVG."""
+    """As lines of no length with round ends, which take far less SVG than markers do."""
     place = np.repeat(np.column_stack([x, y]), 2, axis=0)
     outline = Outline(place, np.tile([Outline.MOVETO, Outline.LINETO], len(place) // 2))
     outline.should_simplify = False
@@ -132,7 +132,7 @@ def devices_figure(first_us: Sequence[float], second_us: Sequence[float], first:
     x, y = _thinned(np.array([first_us, second_us], dtype=np.float64), MOST_DOTS)
     with _panel(3.6) as (figure, ax):
         dots(ax, x, y, BLUE, 3.0)
-        ax.set(xlabel=_short(first), ylabel=_short(second))
+        ax.set(xlabel=short(first), ylabel=short(second))
         for name, values in (("x", x), ("y", y)):
             _latency(ax, name, values.min() / 1.2, values.max() * 1.2)
     return figure
@@ -173,7 +173,7 @@ def pairs_figure(
             ax.plot(ends, [place, place], color=colour, linewidth=2, zorder=4)
             ax.plot(estimate, place, "D", color=colour, markersize=6, zorder=4)
             ax.plot([threshold, threshold], [place - 0.2, place + 0.2], color=INK, linewidth=1.5)
-            ax.text(0.0, place - 0.43, _short(name, 60), transform=ax.get_yaxis_transform(), fontsize=9, va="center")
+            ax.text(0.0, place - 0.43, short(name, 60), transform=ax.get_yaxis_transform(), fontsize=9, va="center")
         margin = 0.05 * (high - low) or 0.01
         ax.set(xlim=(low - margin, high + margin), ylim=(len(rows) - 0.5, -0.7), xlabel="slow-down of head over base")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -213,8 +213,3 @@ def _thinned(columns: np.ndarray, most: int) -> np.ndarray:
     if count <= most:
         return columns
     return columns[:, np.sort(np.random.default_rng(0).choice(count, most, replace=False))]
-
-
-def _short(text: str, most: int = 40) -> str:
-    one = "".join(c if c.isprintable() else "?" for c in text)
-    return one if len(one) <= most else f"{one[: most - 1]}…"

@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from costmodel.gate import telling
 from costmodel.gate.verdicts import Finding
 from costmodel.report.figures import pairs_figure
-from costmodel.report.page import Column, bullets, heading, page, paragraph, picture, table
+from costmodel.report.page import Column, heading, page, paragraph, picture, table
 
 MOST_STRIPS = 40  # in the figure
-_VERDICTS = ("regressed", "inconclusive", "ok")
 
 
-def gate_html(findings: Sequence[Finding], *, title: str = "Performance gate", notes: Sequence[str] = ()) -> str:
-    """One page for the findings of either tier, the pairs of the measured ones drawn. notes: lines below the title."""
+def gate_html(findings: Sequence[Finding], *, title: str = "Performance gate") -> str:
+    """One page for the findings of either tier, the pairs of the measured ones drawn."""
     paired = [f for f in findings if f.pairs and math.isfinite(f.slowdown)]
-    paired.sort(key=lambda f: (_VERDICTS.index(f.verdict), -f.slowdown))
+    paired.sort(key=lambda f: (telling.ORDER.index(f.verdict), -f.slowdown))
     columns = [Column(name, text=name in ("verdict", "what", "evidence")) for name in telling.HEADINGS]
     return page(
         title,
         paragraph(telling.summary(findings) or "Nothing to compare."),
-        bullets(notes),
         _pairs_section(paired),
         heading("Findings") if findings else "",
         table(columns, telling.rows(findings)) if findings else "",

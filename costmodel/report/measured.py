@@ -104,13 +104,18 @@ def _headline(
     if accuracy is not None:
         mean = accuracy.loc["mean"]
         found |= {
-            "rank correlation (Spearman)": f"{mean['spearman']:.3f}",
+            "rank correlation (Spearman)": _correlation(mean["spearman"]),
             "median error": _share(mean["median_ape"]),
             "error at the best scale": _share(mean["mape_scaled"]),
             "optimum over the first pick": _share(mean["top1"]),
             "held by 90 % intervals": _share(mean["coverage90"]),
         }
     return found
+
+
+def _correlation(value: float) -> str:
+    """Nothing has an order where all latencies, or all predictions, are equal."""
+    return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
 def _share(value: float) -> str:
@@ -182,7 +187,7 @@ def _kernels_section(kernels: Mapping[str, Sequence[Told]], accuracy: pd.DataFra
         )
     anchors = {name: f"kernel-{place}" for place, name in enumerate(kernels)}
     others = (
-        f" {left_out} kernels have no part of their own: fewer than {MIN_SPACE} configs a problem, or beyond the "
+        f" Left out: {counted(left_out, 'kernel')}, of fewer than {MIN_SPACE} configs a problem, or beyond the "
         f"{MOST_KERNELS} with the most."
     ) * bool(left_out)
     headings = ["kernel", "problems", "configs", "failed", "default / best", "best / floor", "pick / best", "Spearman"]
@@ -218,11 +223,12 @@ def _mean(factors: Iterable[float]) -> str:
 
 
 def _spearman(accuracy: pd.DataFrame | None, name: str) -> str:
-    return f"{accuracy.loc[name, 'spearman']:.3f}" if accuracy is not None and name in accuracy.index else ""
+    return _correlation(accuracy.loc[name, "spearman"]) if accuracy is not None and name in accuracy.index else ""
 
 
 def _kernel_part(name: str, members: Sequence[Told], anchor: str, *, alone: bool) -> str:
     largest = sorted(members, key=lambda told: -told.configs)
+    more = len(largest) - MOST_ROWS
     drawn = [told for told in largest if told.configs >= MIN_SPACE][:MOST_CURVES]
     styles = looks(drawn)
     several = len({told.space.device.name for told in members}) > 1
@@ -258,7 +264,7 @@ def _kernel_part(name: str, members: Sequence[Told], anchor: str, *, alone: bool
         value_chips([told.space for told in drawn]),
         "<h3>Problems</h3>",
         _problems_table(largest[:MOST_ROWS], several=several),
-        paragraph(f"{len(largest) - MOST_ROWS} problems more have fewer configs.") if len(largest) > MOST_ROWS else "",
+        paragraph(f"{counted(more, 'problem')} more, of fewer configs.") if more > 0 else "",
         note=f"{counted(len(members), 'problem')}, {counted(sum(told.configs for told in members), 'config')}",
         anchor=anchor,
         opened=alone,

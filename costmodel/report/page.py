@@ -217,6 +217,7 @@ _SHORTER = (
     (re.compile(r"\n\s*"), "\n"),
     (re.compile(r"(<defs>\s*</defs>\s*)+|(<g>\s*</g>\s*)+"), ""),
 )
+_WORDS = re.compile(r"(?<=>)[^<>]*(?=</text>)")  # what a figure says is left as it is
 _USED = re.compile(r'(?:xlink:href="|url\()#([\w-]+)')
 _INK = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
 
@@ -228,11 +229,14 @@ def inline_svg(figure: Figure, told: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :]  # the XML head has no place inside a page
+    words = _WORDS.findall(svg)
     used = set(_USED.findall(svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
     for pattern, shorter in _SHORTER:
         svg = pattern.sub(shorter, svg)
     for old, new in _INK.items():
         svg = svg.replace(old, new)
+    left = iter(words)
+    svg = _WORDS.sub(lambda _: next(left), svg)
     box = re.search(r'viewBox="[^"]+"', svg)
     return f'<svg {box[0] if box else ""} role="img" aria-label="{escaped(told)}">{svg[svg.index(">") + 1 :]}'

@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodel.replay import Run
 from costmodel.report.curves import curves_figure
-from costmodel.report.page import bullets, heading, page, paragraph, picture, table
+from costmodel.report.page import bullets, counted, heading, page, paragraph, picture, table
 
 _READING = (
     "Lines are medians over seeds, bands the middle half; a failed config costs a benchmark. Above the dotted line a "
@@ -39,7 +39,7 @@ def replay_html(
     return page(
         "Replayed searches",
         paragraph(
-            f"{len(by_space)} recorded space{'s' * (len(by_space) != 1)}, a budget of {rows[0]['budget']} benchmarks, "
+            f"{counted(len(by_space), 'recorded space')}, a budget of {rows[0]['budget']} benchmarks, "
             f"{max(row['seeds'] for row in rows)} seeds for what draws at random. {_READING}"
         ),
         bullets(comparisons),

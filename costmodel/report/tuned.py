@@ -7,15 +7,15 @@ import math
 from costmodel.notebook import format_us
 from costmodel.records import Variant
 from costmodel.replay import RecordedSpace
-from costmodel.report.figures import FAILED, MEASURED, search_figure
-from costmodel.report.landscape import floor_words, told_of, value_chips
+from costmodel.report.figures import FAILED, GREEN, INK, MEASURED, search_figure
+from costmodel.report.landscape import floor_words, times, told_of, value_chips
 from costmodel.report.page import Column, facts, heading, page, paragraph, picture, side_by_side, table
-from costmodel.report.style import COLOURS, Look
+from costmodel.report.style import Look
 from costmodel.search import TuneResult
 
 MOST_ROWS = 15
-_KEY = {"measured": MEASURED, "best so far": Look(COLOURS[2])}
-_DEFAULT_KEY = {"default": Look("#000000", "--")}
+_KEY = {"measured": MEASURED, "best so far": Look(GREEN)}
+_DEFAULT_KEY = {"default": Look(INK, "--")}
 
 
 def tuned_html(result: TuneResult, *, default: Variant | None = None) -> str:
@@ -57,7 +57,7 @@ def tuned_html(result: TuneResult, *, default: Variant | None = None) -> str:
 def _headline(result: TuneResult, failed: int) -> dict[str, str]:
     found = {"best": format_us(result.best_us), "default": format_us(result.default_us)}
     if math.isfinite(result.speedup):
-        found["default over best"] = f"{result.speedup:.2f}x"
+        found["default over best"] = times(result.speedup)
     found["measured"] = f"{len(result.measurements)} of {result.space_size}"
     found |= {"failed": str(failed)} if failed else {}
     found["a config more than 5 % faster was missed"] = f"{result.p_better_remains:.0%} likely"
@@ -91,5 +91,5 @@ def _fastest(result: TuneResult, default: Variant | None) -> str:
         if place > MOST_ROWS and not marks:
             continue
         name = f"{m.variant.kernel.name} {m.variant.config}" if several else str(m.variant.config)
-        rows.append([name, place, format_us(m.latency_us), f"{m.latency_us / ok[0].latency_us:.2f}x", ", ".join(marks)])
+        rows.append([name, place, format_us(m.latency_us), times(m.latency_us / ok[0].latency_us), ", ".join(marks)])
     return table([Column("config", text=True), "place", "latency", "times the fastest", ""], rows)
