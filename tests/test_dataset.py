@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, reject, settings
@@ -34,6 +35,7 @@ def row(k: Kernel, size: int = 64, tile: int = 8, device: Device = CPU, **fields
     return Measurement(variant, device, **(whole | samples | fields))  # type: ignore[arg-type]
 
 
+DATASETS = Path(__file__).parents[1] / "datasets"
 FORMS = ["matmul", "matmul__packed", "matmul__dot", "softmax", "softmax__online", "loop_nest_1", "loop_nest_2", "scan"]
 ROWS = [row(kernel(name), size, tile, device) for name in FORMS for size in (64, 128, 256) for tile in (8, 16)
         for device in (CPU, GPU)]  # fmt: skip
@@ -112,6 +114,16 @@ def test_the_card_states_what_was_measured(tmp_path: Path) -> None:
         "By kernel.",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("folder", sorted(DATASETS.iterdir()), ids=lambda folder: folder.name)
+def test_a_shipped_data_set_is_what_its_card_says(folder: Path) -> None:
+    rows = pd.read_parquet(folder / "measurements.parquet", columns=["kernel", "status", "latency_us", "error"])
+    ok = rows[rows.status == "ok"]
+    assert f"{len(rows)} rows, {len(ok)} of them `ok`" in (folder / "README.md").read_text()
+    assert (ok.latency_us > 0).all()
+    assert (rows[rows.status != "ok"].error != "").all()
+    assert set(rows.kernel) == set(pd.read_parquet(folder / "kernels.parquet", columns=["kernel"]).kernel)
 
 
 def test_what_is_no_dataset_gets_one_line(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ GraphFile = Annotated[
 Engine = Annotated[str, typer.Option(help="Who runs the program: eager, compile or xla.")]
 GraphDevice = Annotated[str, typer.Option("--device", help="cpu: one core of a server.")]
 GraphModelFolder = Annotated[
-    Path | None, typer.Option("--model", help="A folder of a graph model; the shipped one, if there is one.")
+    Path | None, typer.Option("--model", help="A folder of a graph model; the shipped one if left out.")
 ]
 
 
@@ -63,20 +63,17 @@ def graph_show(
 ) -> None:
     """List the ten heaviest lines of a program by predicted cost, and draw it.
 
-    Without a graph model the cost is the analytic floor.
     Example: costmodel graph show model.py:build --out model.svg
     """
     from costmodel.graph_lines import program_of
 
     module = module_from(file, trust=trust)
     program = program_of(module)
-    learned = _graph_model(model, device)
-    costs, prediction = _costs(program, engine, learned)
+    costs, prediction = _costs(program, engine, _graph_model(model, device))
     if out is not None:
         from costmodel.graph_picture import draw
 
-        what = "predicted" if learned else "analytic floor"
-        draw(module, program, costs, out, title=f"{file}: {format_us(float(costs.sum()))}, {what}, {engine}")
+        draw(module, program, costs, out, title=f"{file}: {format_us(float(costs.sum()))} predicted, {engine}")
     document = _document(file, program, costs, prediction)
     if as_json:
         print_json(document)
@@ -93,13 +90,7 @@ def predict_program(
     from costmodel.graph_lines import program_of
 
     program = program_of(module_from(file, trust=trust))
-    learned = _graph_model(model, device or "cpu")
-    if learned is None:
-        raise UserError(
-            "got no graph model, expected --model FOLDER; benchmarks/graphs.py --save FOLDER trains one, and "
-            "`costmodel graph show` tells the analytic floor without one"
-        )
-    document = _document(file, program, *_costs(program, engine, learned))
+    document = _document(file, program, *_costs(program, engine, _graph_model(model, device or "cpu")))
     if as_json:
         print_json(document)
     else:
@@ -142,33 +133,21 @@ def module_from(file: str, *, trust: bool) -> Module:
     return trace(model, inputs if isinstance(inputs, list | tuple) else (inputs,)).module
 
 
-def _graph_model(folder: Path | None, device: str) -> GraphModel | None:
-    """The model in a folder, the shipped one, or none."""
+def _graph_model(folder: Path | None, device: str) -> GraphModel:
+    """The model in a folder, or the shipped one."""
     if device != "cpu":
         raise UserError(f"got --device {device!r}, expected cpu: programs are predicted for one core of a CPU")
-    shipped = Path(__file__).resolve().parents[1] / "pretrained" / "graph"
-    chosen = folder or (shipped if shipped.is_dir() else None)
-    if chosen is None:
-        return None
     from costmodel.graph_model import GraphModel
 
-    return GraphModel.load(chosen)
+    return GraphModel.load(folder or Path(__file__).resolve().parents[1] / "pretrained" / "graph")
 
 
-def _costs(program: Program, engine: str, model: GraphModel | None) -> tuple[Any, Prediction | None]:
-    import numpy as np
-
-    from costmodel.measure.protocol import ENGINES
-
-    if engine not in ENGINES:
-        raise UserError(f"got engine {engine!r}, expected one of {', '.join(ENGINES)}")
-    if model is None:
-        return np.array([line.floor_us for line in program.lines]), None
+def _costs(program: Program, engine: str, model: GraphModel) -> tuple[Any, Prediction]:
     costs = model.line_costs([(program, engine)])[0]
     return costs, model.prediction(float(costs.sum()))
 
 
-def _document(file: str, program: Program, costs: Any, prediction: Prediction | None) -> dict[str, Any]:
+def _document(file: str, program: Program, costs: Any, prediction: Prediction) -> dict[str, Any]:
     total = float(costs.sum())
     order = sorted(range(len(costs)), key=lambda n: (-costs[n], n))[:HEAVIEST]
     heaviest = [
@@ -182,25 +161,21 @@ def _document(file: str, program: Program, costs: Any, prediction: Prediction | 
         }
         for n in order
     ]
-    told: dict[str, Any] = {"program": file, "lines": len(costs), "floor_us": program.floor_us, "predicted": False}
-    if prediction is not None:
-        told |= {
-            "predicted": True, "median_us": total, "q05_us": prediction.quantile_us(0.05),
-            "q95_us": prediction.quantile_us(0.95), "trust": prediction.trust, "reason": prediction.reason,
-        }  # fmt: skip
-    return told | {"heaviest": heaviest}
+    return {
+        "program": file, "lines": len(costs), "median_us": total, "q05_us": prediction.quantile_us(0.05),
+        "q95_us": prediction.quantile_us(0.95), "floor_us": program.floor_us, "trust": prediction.trust,
+        "reason": prediction.reason, "heaviest": heaviest,
+    }  # fmt: skip
 
 
 def _print(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if document["predicted"]:
-        low, high = format_us(document["q05_us"]), format_us(document["q95_us"])
-        headline = f"{format_us(document['median_us'])} predicted, 90 % within {low} to {high}"
-        headline += "" if document["trust"] else f" ({document['reason']})"
-    else:
-        headline = f"{format_us(document['floor_us'])} analytic floor; no graph model"
+    low, high = format_us(document["q05_us"]), format_us(document["q95_us"])
+    headline = f"{format_us(document['median_us'])}, 90 % within {low} to {high}"
+    headline += "" if document["trust"] else f" ({document['reason']})"
+    headline += f"; analytic floor {format_us(document['floor_us'])}"
     console = Console(highlight=False)
     print(f"{document['program']}: {headline}; {document['lines']} lines")
     table = Table()
