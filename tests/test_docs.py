@@ -31,7 +31,7 @@ from costmodel import cli
 from costmodel.workloads import load_module
 
 README = (ROOT / "README.md").read_text()
-PAGES = ("kernel-author", "tuner-owner", "ci-owner", "researcher")
+PAGES = ("kernel-author", "tuner-owner", "ci-owner", "researcher", "graphs")
 FENCE = re.compile(r"^(?:<!-- (?P<note>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_NOT_RUN = 12  # blocks of all pages
 
