@@ -7,12 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from costmodel import floor
 from costmodel.dataset import SpaceKey
 from costmodel.notebook import format_us
 from costmodel.records import Measurement, Prediction, Scalar, Variant
 from costmodel.replay import RecordedSpace
 from costmodel.report.page import Html, escaped
+from costmodel.uncertainty import at_best_scale
 
 Asked = Mapping[tuple[SpaceKey, Variant], Prediction]
 
@@ -55,11 +58,9 @@ def told_of(space: RecordedSpace, asked: Asked) -> Told:
 
 
 def _pairs(answers: Sequence[tuple[Measurement, Prediction]]) -> tuple[tuple[float, float], ...]:
-    pairs = [(m.latency_us, p.median_us) for m, p in answers]
-    if all(p.scale_known for _, p in answers):
-        return tuple(pairs)
-    shift = math.exp(statistics.median(math.log(true / predicted) for true, predicted in pairs))
-    return tuple((true, shift * predicted) for true, predicted in pairs)
+    true, middle = np.array([(m.latency_us, p.median_us) for m, p in answers]).reshape(-1, 2).T
+    moved = 2.0 ** at_best_scale(np.log2(true), np.log2(middle), [p for _, p in answers], [None] * len(answers))
+    return tuple(zip(true.tolist(), (middle * true / moved).tolist(), strict=True))
 
 
 def floor_words(told: Told) -> str:
